@@ -1,0 +1,98 @@
+"""Processes that act as one: ranks, and the collectives of a training step.
+
+Every function works without a process group too: one process is then the whole world and a collective is the
+identity. What crosses the wires in a step is the target images once, each to the one rank that encodes it, the
+keys once, and the gradients (which DistributedDataParallel sends).
+"""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+def is_initialized():
+    """Whether this process belongs to a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank():
+    """This process's number among all, 0 without a process group."""
+    return dist.get_rank() if is_initialized() else 0
+
+
+def world_size():
+    """The number of processes, 1 without a process group."""
+    return dist.get_world_size() if is_initialized() else 1
+
+
+def all_gather(x, group=None):
+    """Concatenates `x` (n x ..., equal shape on every rank) of all ranks of `group` in the order of their ranks.
+
+    Returns (ranks * n) x ..., without gradient.
+    """
+    if not is_initialized():
+        return x.detach()
+    out = x.new_empty((dist.get_world_size(group) * x.shape[0], *x.shape[1:]))
+    dist.all_gather_into_tensor(out, x.detach().contiguous(), group=group)
+    return out
+
+
+class BatchShuffle:
+    """MoCo's shuffled batch normalisation (He et al., arXiv 1911.05722, section 3.3).
+
+    The target batch of all devices is permuted before it is encoded, so that a BN batch never holds the keys of
+    just one query batch. The permutation is a function of (seed, step) that every rank evaluates alike: no index
+    is sent. It acts on the position `view * B + sample`, B the global batch and `sample` the place in it.
+
+    Args:
+        views: target views an image.
+        batch: images on this rank; `views * batch` rows are shuffled here.
+        seed, step: non-negative integers, the address of the permutation.
+    """
+
+    def __init__(self, views, batch, seed, step):
+        self.world, self.rank = world_size(), rank()
+        self.views, self.batch = views, batch
+        if self.world > 1:
+            # With one BN batch the order changes nothing, so one process does not shuffle.
+            order = np.random.default_rng((seed, step)).permutation(views * batch * self.world)
+            self.order = torch.from_numpy(order)  # the shuffled batch's j-th row is row order[j]
+
+    def shuffle(self, x):
+        """Sends each row to the rank that encodes it.
+
+        Args:
+            x: (views * batch) x ..., this rank's rows, all of the first view first.
+
+        Returns:
+            This rank's rows of the shuffled batch, in the shape of `x`.
+        """
+        if self.world == 1:
+            return x
+        n = self.views * self.batch
+        view, sample = self.order // (self.batch * self.world), self.order % (self.batch * self.world)
+        owner, row = sample // self.batch, view * self.batch + sample % self.batch
+        # A rank sends its rows in the order of their shuffled positions, hence grouped by the receiving rank, ...
+        mine = (owner == self.rank).nonzero().squeeze(1)
+        sent = torch.bincount(mine // n, minlength=self.world)
+        # ... and finds what it receives grouped by owner, each group in the order of the positions.
+        owners = owner[self.rank * n : (self.rank + 1) * n]
+        received = torch.bincount(owners, minlength=self.world)
+        arrivals = torch.empty_like(x, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(arrivals, x[row[mine].to(x.device)], received.tolist(), sent.tolist())
+        positions = torch.argsort(owners, stable=True)
+        return arrivals[torch.argsort(positions).to(x.device)]
+
+    def gather_unshuffled(self, k):
+        """Gathers the encodings of all ranks and undoes the permutation.
+
+        Args:
+            k: (views * batch) x C, this rank's rows of the shuffled batch, encoded.
+
+        Returns:
+            views x B x C in the order of the global batch, the same on every rank, without gradient.
+        """
+        k = all_gather(k)
+        if self.world > 1:
+            k = k[torch.argsort(self.order).to(k.device)]
+        return k.view(self.views, self.batch * self.world, -1)
