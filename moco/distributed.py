@@ -5,9 +5,10 @@ identity. What crosses the wires in a step is the target images once, each to th
 keys once, and the gradients (which DistributedDataParallel sends).
 """
 
-import numpy as np
 import torch
 import torch.distributed as dist
+
+from moco.randomness import SHUFFLE, generator
 
 
 def is_initialized():
@@ -55,7 +56,7 @@ class BatchShuffle:
         self.views, self.batch = views, batch
         if self.world > 1:
             # With one BN batch the order changes nothing, so one process does not shuffle.
-            order = np.random.default_rng((seed, step)).permutation(views * batch * self.world)
+            order = generator(SHUFFLE, seed, step).permutation(views * batch * self.world)
             self.order = torch.from_numpy(order)  # the shuffled batch's j-th row is row order[j]
 
     def shuffle(self, x):

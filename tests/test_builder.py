@@ -104,7 +104,7 @@ def oracle_steps(design, world):
         with torch.no_grad():
             total = n_k * N * world
             order = (
-                np.random.default_rng((SEED, step)).permutation(total).tolist() if world > 1 else list(range(total))
+                np.random.default_rng((1, SEED, step)).permutation(total).tolist() if world > 1 else list(range(total))
             )
             everything = [image for view in im_k for image in view]
             per_device = total // world

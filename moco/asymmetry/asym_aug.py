@@ -1,0 +1,12 @@
+"""AsymAug (paper, section 4.3): a stronger recipe for the source, a weaker one for the target."""
+
+from dataclasses import replace
+
+WEAK_SCALE = (0.08, 1.0)  # torchvision's default
+
+
+def asym_aug_plan(plan):
+    """Adds RandAugment to the source's full-size views; leaves the target crop and flip."""
+    stronger = tuple(replace(view, randaugment=True) for view in plan.source)
+    weaker = tuple(replace(view, scale=WEAK_SCALE, jitter_p=0.0, gray_p=0.0, blur_p=0.0) for view in plan.target)
+    return replace(plan, source=stronger, target=weaker)
