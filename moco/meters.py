@@ -1,0 +1,85 @@
+"""Averages, accuracy, and MoCo's log line."""
+
+import time
+from datetime import timedelta
+
+import torch
+
+
+class AverageMeter:
+    """The last value of a quantity and its average over the updates.
+
+    Values may be numbers or scalar tensors on any device; a tensor is read only when the meter is printed.
+    """
+
+    def __init__(self, name, fmt=":f"):
+        self.name, self.fmt = name, fmt
+        self.val, self.sum, self.count = 0, 0, 0
+
+    def update(self, val, n=1):
+        """Counts `val` n times."""
+        self.val = val
+        self.sum = self.sum + val * n
+        self.count += n
+
+    @property
+    def avg(self):
+        """The average, 0 before the first update."""
+        return self.sum / max(self.count, 1)
+
+    def __str__(self):
+        val, avg = (f"{float(x):{self.fmt[1:]}}" for x in (self.val, self.avg))
+        return f"{self.name} {val} ({avg})"
+
+
+class ProgressMeter:
+    """Prints a log line: the place in the epoch, the meters, then what else the caller knows."""
+
+    def __init__(self, batches, meters, prefix=""):
+        digits = len(str(batches))
+        self.place = f"[{{:{digits}d}}/{batches}]"
+        self.meters, self.prefix = meters, prefix
+
+    def display(self, batch, *extra):
+        """Prints the line of a 0-based batch."""
+        print("\t".join([self.prefix + self.place.format(batch), *map(str, self.meters), *extra]), flush=True)
+
+
+class Stopwatch:
+    """Splits an epoch's wall-clock time, in seconds, into waiting for data and the rest."""
+
+    def __init__(self):
+        self.batch_time = AverageMeter("Time", ":6.3f")
+        self.data_time = AverageMeter("Data", ":6.3f")
+        self.last = time.perf_counter()
+
+    def data_arrived(self):
+        """Call when a batch has come from the loader."""
+        self.data_time.update(time.perf_counter() - self.last)
+
+    def step_ended(self):
+        """Call at the end of a step."""
+        now = time.perf_counter()
+        self.batch_time.update(now - self.last)
+        self.last = now
+
+    def outlook(self, batches_left):
+        """The time left for that many batches and the share of the time spent waiting for data, as words."""
+        left = timedelta(seconds=round(self.batch_time.avg * batches_left))
+        share = self.data_time.sum / max(self.batch_time.sum, 1e-9)
+        return f"Left {left}", f"Wait {share:4.0%}"
+
+
+@torch.no_grad()
+def accuracy(output, target, topk=(1,)):
+    """Percentages of samples whose target is among the k highest outputs.
+
+    Args:
+        output: N x classes. target: N, long. topk: ks; one above the number of classes counts as that number.
+
+    Returns:
+        A list of scalar tensors, one a k.
+    """
+    k_max = min(max(topk), output.shape[1])
+    hits = output.topk(k_max, dim=1).indices == target[:, None]  # N x k_max
+    return [hits[:, :k].any(dim=1).float().mean() * 100 for k in topk]

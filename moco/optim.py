@@ -1,0 +1,64 @@
+"""LARS and the learning rate's schedule."""
+
+import math
+
+import torch
+
+
+class LARS(torch.optim.SGD):
+    """Layer-wise adaptive rate scaling (You et al., arXiv 1708.03888) around SGD with momentum.
+
+    The form of NVIDIA apex's LARC(trust_coefficient, clip=False), which today's apex no longer has: for every
+    parameter, biases too, with ||w|| > 0 and ||g|| > 0
+
+        g <- (g + wd w) trust ||w|| / (||g|| + wd ||w|| + 1e-8)
+
+    and then SGD without weight decay. Where a norm is 0 the gradient is left as it is. Its state dict is plain
+    SGD's. The gradients are scaled in place.
+
+    Args:
+        params: iterable of parameters or of groups.
+        lr: global learning rate. momentum, weight_decay: as SGD's.
+        trust_coefficient: the ratio of an update's norm to its parameter's, at lr 1.
+    """
+
+    def __init__(self, params, lr, momentum=0, weight_decay=0, trust_coefficient=0.001):
+        super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay)
+        self.trust_coefficient = trust_coefficient
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update; `closure`, if given, evaluates the loss again and returns it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        decays = [group["weight_decay"] for group in self.param_groups]
+        try:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        self._scale(p, group["weight_decay"])
+                group["weight_decay"] = 0
+            super().step()
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
+        return loss
+
+    def _scale(self, p, decay):
+        w_norm, g_norm = p.norm(), p.grad.norm()
+        ratio = self.trust_coefficient * w_norm / (g_norm + decay * w_norm + 1e-8)
+        scaled = (p.grad + decay * p) * ratio
+        p.grad.copy_(torch.where((w_norm > 0) & (g_norm > 0), scaled, p.grad))  # no host sync
+
+
+def cosine_lr(base_lr, epoch, epochs):
+    """The learning rate of a 0-based epoch: half a cosine from base_lr to 0, constant within an epoch."""
+    return base_lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def set_lr(optimizer, lr):
+    """Sets the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
