@@ -11,9 +11,14 @@ import os
 import torch
 import torch.distributed as dist
 
-from moco.distributed import is_initialized, rank
+from moco.distributed import collective_device, is_initialized, rank
 
 PREFIX = "module."
+LABELS = {  # of the stored options that are not one flag
+    "total_batch": "--batch-size times the nodes",
+    "init_lr": "the initial learning rate, --lr times --batch-size / 256,",
+    "images": "the number of images",
+}
 
 
 class CheckpointError(ValueError):
@@ -23,6 +28,22 @@ class CheckpointError(ValueError):
 def state_dict_of(model):
     """The state dict with the published names, whether or not `model` (never a DDP wrapper) was wrapped."""
     return {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
+
+
+def of_run(epoch, model, optimizer, options, **more):
+    """What a checkpoint holds: the published keys and those that a resume compares.
+
+    Args:
+        epoch: epochs finished. options: dict of every option that changes results. more: further keys.
+    """
+    return {
+        "epoch": epoch,
+        "arch": options["arch"],
+        "state_dict": state_dict_of(model),
+        "optimizer": optimizer.state_dict(),
+        "options": options,
+        **more,
+    }
 
 
 def save(checkpoint, path):
@@ -51,10 +72,10 @@ def read(path):
 
 
 def read_on_all_ranks(path):
-    """What `read` returns, on every rank; only rank 0 touches the file."""
+    """What `read` returns, on every rank; only rank 0 touches the file and sends it."""
     if not is_initialized():
         return read(path)
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    device = collective_device()
     size = torch.zeros(1, dtype=torch.long, device=device)
     if rank() == 0:
         with open(path, "rb") as file:
@@ -64,46 +85,71 @@ def read_on_all_ranks(path):
     if rank() != 0:
         data = torch.empty(int(size), dtype=torch.uint8, device=device)
     dist.broadcast(data, src=0)
-    return torch.load(io.BytesIO(data.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
+    return torch.load(io.BytesIO(data.cpu().numpy()), map_location="cpu", weights_only=True)
 
 
-def check_resumable(checkpoint, path, arch, state_dict, options, force=False):
+def check_resumable(checkpoint, path, model, optimizer, options, force=False):
     """Compares a checkpoint with the run that wants to continue it.
 
     Args:
         checkpoint: as read. path: for the messages.
-        arch: the architecture asked for.
-        state_dict: of the model to load into (any device, `meta` too), with published names.
+        model, optimizer: those to load into, on any device, `meta` too; nothing is loaded.
         options: dict of every option that changes results, by name; compared with the file's where it has them.
         force: pass over differing options.
 
     Raises:
         CheckpointError: keys are missing, or architecture, names, shapes or options differ.
     """
-    for key in ("epoch", "arch", "state_dict", "optimizer"):
-        if key not in checkpoint:
-            raise CheckpointError(f"the checkpoint {path!r} has no {key!r}; --resume needs one that this script wrote")
-    if checkpoint["arch"] != arch:
-        raise CheckpointError(f"the checkpoint {path!r} is of --arch {checkpoint['arch']}, not {arch}")
-    saved = checkpoint["state_dict"]
-    for name in sorted(saved.keys() ^ state_dict.keys()):
-        what = "lacks" if name in state_dict else "has, beyond this model,"
-        raise CheckpointError(f"the checkpoint {path!r} {what} the tensor {name}")
-    for name, tensor in state_dict.items():
+    for key, kind in (("epoch", int), ("arch", str), ("state_dict", dict), ("optimizer", dict)):
+        if not isinstance(checkpoint.get(key), kind):
+            raise CheckpointError(
+                f"the checkpoint {path!r} has no {key!r}; --resume needs a file that this script wrote"
+            )
+    if checkpoint["arch"] != options["arch"]:
+        raise CheckpointError(f"the checkpoint {path!r} is of --arch {checkpoint['arch']}, not {options['arch']}")
+    saved, wanted = checkpoint["state_dict"], state_dict_of(model)
+    for name in sorted(saved.keys() ^ wanted.keys()):
+        what = "lacks" if name in wanted else "has, beyond this model,"
+        raise CheckpointError(f"the checkpoint {path!r} {what} the tensor {name}; is it of this script?")
+    for name, tensor in wanted.items():
         if saved[name].shape != tensor.shape:
             raise CheckpointError(
                 f"the checkpoint {path!r} has {name} of shape {tuple(saved[name].shape)}, this run of "
                 f"{tuple(tensor.shape)}; give the flags that it was trained with"
             )
+    _check_optimizer(checkpoint["optimizer"], path, optimizer)
     if force:
         return
     for name, value in checkpoint.get("options", {}).items():
         if name in options and options[name] != value:
-            flag = "--" + name.replace("_", "-")
+            flag = LABELS.get(name, "--" + name.replace("_", "-"))
             raise CheckpointError(
                 f"{flag} is {options[name]}, but the checkpoint {path!r} was trained with {value}; give that value, "
                 "or --force to go on with another"
             )
+
+
+def _check_optimizer(saved, path, optimizer):
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        indices = [i for group in saved["param_groups"] for i in group["params"]]
+        buffers = [saved["state"].get(i, {}).get("momentum_buffer") for i in indices]
+        fits = len(indices) == len(parameters) and all(
+            b is None or b.shape == p.shape for b, p in zip(buffers, parameters, strict=True)
+        )
+    except (KeyError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise CheckpointError(f"the optimizer state of the checkpoint {path!r} does not fit this model's parameters")
+
+
+def restore(checkpoint, model, optimizer):
+    """Loads the weights and the optimizer's state; its hyper-parameters stay those of the command line."""
+    model.load_state_dict({n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items()})
+    ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    for group, hyper_parameters in zip(optimizer.param_groups, ours, strict=True):
+        group.update(hyper_parameters)
 
 
 def backbone_of(checkpoint, path):
@@ -126,30 +172,31 @@ def backbone_of(checkpoint, path):
     return {n: t for n, t in state.items() if not n.startswith("fc.")}
 
 
-def load_backbone(model, checkpoint, path, arch):
-    """Loads a backbone into a torchvision network, all of it but `fc`.
+def backbone_for(model, checkpoint, path, arch):
+    """The tensors of a checkpoint for a torchvision network, all of it but `fc`; checked, not loaded.
+
+    Args:
+        model: of the architecture `arch`, on any device, `meta` too.
 
     Returns:
-        The number of tensors that matched.
+        dict of names to tensors, for `model.load_state_dict(..., strict=False)`.
 
     Raises:
-        CheckpointError: a tensor is missing, of another shape, or not of this architecture; `model` is unchanged.
+        CheckpointError: a tensor is missing, of another shape, or not of this architecture.
     """
     backbone = backbone_of(checkpoint, path)
     wanted = {n: t for n, t in model.state_dict().items() if not n.startswith("fc.")}
-    matched = wanted.keys() & backbone.keys()
     hint = f"; is it of --arch {arch}?"
-    if not matched:
+    if not wanted.keys() & backbone.keys():
         raise CheckpointError(f"the checkpoint {path!r} matches no tensor of the backbone{hint}")
-    for name in sorted(wanted.keys() - matched):
+    for name in sorted(wanted.keys() - backbone.keys()):
         # Files of very old torch lack the counters of BN, which change nothing here.
         if not name.endswith("num_batches_tracked"):
             raise CheckpointError(f"the checkpoint {path!r} lacks the backbone's {name}{hint}")
-    for name in sorted(backbone.keys() - matched):
-        raise CheckpointError(f"the checkpoint {path!r} has {name}, which the backbone lacks{hint}")
-    for name in matched:
-        if backbone[name].shape != wanted[name].shape:
-            shapes = f"{tuple(backbone[name].shape)}, the backbone {tuple(wanted[name].shape)}"
+    for name, tensor in backbone.items():
+        if name not in wanted:
+            raise CheckpointError(f"the checkpoint {path!r} has {name}, which the backbone lacks{hint}")
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, the backbone {tuple(wanted[name].shape)}"
             raise CheckpointError(f"the checkpoint {path!r} has {name} of shape {shapes}{hint}")
-    model.load_state_dict({n: backbone[n] for n in matched}, strict=False)
-    return len(matched)
+    return backbone

@@ -5,10 +5,19 @@ identity. What crosses the wires in a step is the target images once, each to th
 keys once, and the gradients (which DistributedDataParallel sends).
 """
 
+import hashlib
+import inspect
+
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from moco.randomness import SHUFFLE, generator
+
+# Newer releases of torch have these under other names and warn of the older ones.
+_all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_ddp_arguments = inspect.signature(DistributedDataParallel).parameters
+NO_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _ddp_arguments else "broadcast_buffers": False}
 
 
 def is_initialized():
@@ -26,6 +35,75 @@ def world_size():
     return dist.get_world_size() if is_initialized() else 1
 
 
+def collective_device():
+    """The device whose tensors the process group can send."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def from_rank_0(value):
+    """Global rank 0's `value`, a small picklable object, on every rank."""
+    if not is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=collective_device())
+    return values[0]
+
+
+def data_parallel(model, device, loss_of):
+    """Wraps `model` so that its gradients are averaged over all processes; alone in the world it stays as it is.
+
+    Buffers are not sent in a step: rank 0's are the ones that are saved.
+
+    Args:
+        device: of the model. loss_of: called as `loss_of(net)` once, on every rank; a scalar that depends on the same
+            parameters as the real loss.
+
+    Raises:
+        RuntimeError: the ranks do not start from the same parameters and buffers.
+    """
+    if world_size() == 1:
+        return model
+    check_equal(model.state_dict())
+    ids = [device.index] if device.type == "cuda" else None
+    net = DistributedDataParallel(model, device_ids=ids, **NO_BUFFERS)
+    fix_bucket_layout(net, loss_of)
+    return net
+
+
+def check_equal(tensors):
+    """Compares a dict of tensors over all ranks, to the bit.
+
+    Raises:
+        RuntimeError: on every rank, if one differs anywhere; names it.
+    """
+    digests = {
+        name: hashlib.blake2b(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+        for name, t in tensors.items()
+    }
+    everywhere = [None] * world_size()
+    dist.all_gather_object(everywhere, digests)
+    for r, theirs in enumerate(everywhere):
+        for name, digest in everywhere[0].items():
+            if theirs.get(name) != digest:
+                raise RuntimeError(f"{name} differs between rank 0 and rank {r}; all ranks must start alike")
+
+
+def fix_bucket_layout(net, loss_of):
+    """Runs one step to no effect, so that DistributedDataParallel settles its buckets before the first real one.
+
+    DDP lays its gradient buckets out anew after its first backward pass. From 3 processes on the layout decides the
+    order of summation, so a run resumed with a first pass of its own would differ in the last bits.
+
+    Args:
+        net: a DistributedDataParallel; its parameters and buffers are restored, its gradients cleared.
+        loss_of: as in `data_parallel`.
+    """
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    loss_of(net).backward()  # the next forward pass takes the order in which these gradients came
+    net.zero_grad(set_to_none=True)
+    net.load_state_dict(before)
+
+
 def all_gather(x, group=None):
     """Concatenates `x` (n x ..., equal shape on every rank) of all ranks of `group` in the order of their ranks.
 
@@ -34,8 +112,16 @@ def all_gather(x, group=None):
     if not is_initialized():
         return x.detach()
     out = x.new_empty((dist.get_world_size(group) * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(out, x.detach().contiguous(), group=group)
+    _all_gather_single(out, x.detach().contiguous(), group=group)
     return out
+
+
+def all_sum(x):
+    """The sum of `x` over all ranks, on every rank."""
+    if is_initialized():
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
 
 
 class BatchShuffle:
@@ -80,7 +166,8 @@ class BatchShuffle:
         owners = owner[self.rank * n : (self.rank + 1) * n]
         received = torch.bincount(owners, minlength=self.world)
         arrivals = torch.empty_like(x, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(arrivals, x[row[mine].to(x.device)], received.tolist(), sent.tolist())
+        departures = x[row[mine].to(x.device)].contiguous()
+        dist.all_to_all_single(arrivals, departures, received.tolist(), sent.tolist())
         positions = torch.argsort(owners, stable=True)
         return arrivals[torch.argsort(positions).to(x.device)]
 

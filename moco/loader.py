@@ -4,11 +4,14 @@ The order of the samples and every view are functions of (seed, epoch, index), n
 before: a result does not depend on the number of workers, and a resumed run repeats the uninterrupted one.
 """
 
+import math
 import os
 import random
+import sys
 
 import numpy as np
 import torch
+import torchvision.transforms.functional as TF
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,7 +30,7 @@ class ImageFolder:
     worker (PyTorch issue 13246).
 
     Attributes:
-        classes: sorted names of the class folders.
+        root: the folder. classes: sorted names of the class folders. labels: int32, an index of `classes` an image.
 
     Raises:
         FileNotFoundError: `root` is missing, or has no class folders, or a class has no image.
@@ -44,9 +47,10 @@ class ImageFolder:
         for label, name in enumerate(self.classes):
             before = len(labels)
             for folder, _, files in sorted(os.walk(os.path.join(self.root, name), followlinks=True)):
+                prefix = os.path.relpath(folder, self.root)
                 for file in sorted(files):
                     if file.lower().endswith(EXTENSIONS):
-                        paths += os.fsencode(os.path.relpath(os.path.join(folder, file), self.root))
+                        paths += os.fsencode(os.path.join(prefix, file))
                         ends.append(len(paths))
                         labels.append(label)
             if len(labels) == before:
@@ -79,17 +83,19 @@ class ImageFolder:
             raise OSError(f"can't decode the image {path!r}: {error}") from error
 
 
-class PretrainingViews(Dataset):
-    """The views of an image as a ViewPlan says.
+class RandomViews(Dataset):
+    """Each image's views, drawn as the Views say.
 
-    Items are addressed by (epoch, index), so that workers that live for many epochs know the epoch. An item is a
-    list of uint8 tensors, 3 x size x size, in the order source, mini, target.
+    Items are addressed by (epoch, index), so that workers that live for many epochs know the epoch. An item is
+    (views, label): a list of uint8 tensors, 3 x size x size, in the order of `views`, and an int.
+
+    Args:
+        folder: an ImageFolder. views: tuple of View. seed: of the draws.
     """
 
-    def __init__(self, folder, plan, seed):
-        self.folder, self.seed = folder, seed
-        self.views = plan.source + plan.mini + plan.target
-        self.needed = [uniforms_needed(view) for view in self.views]
+    def __init__(self, folder, views, seed):
+        self.folder, self.views, self.seed = folder, views, seed
+        self.needed = [uniforms_needed(view) for view in views]
 
     def __len__(self):
         return len(self.folder)
@@ -103,44 +109,87 @@ class PretrainingViews(Dataset):
             draw = draw_view(view, *image.size, u[start : start + n])
             views.append(render(draw, view.size, image))
             start += n
-        return views
+        return views, int(self.folder.labels[index])
+
+
+class CentralViews(Dataset):
+    """Each image's central square, for validation: the shorter side to 256 pixels, the middle 224 x 224 of it.
+
+    An item, addressed by its index, is (view, label): uint8, 3 x size x size, and an int.
+
+    Args:
+        folder: an ImageFolder. size: of the view in pixels; the resize is in proportion.
+    """
+
+    def __init__(self, folder, size=224):
+        self.folder, self.size = folder, size
+
+    def __len__(self):
+        return len(self.folder)
+
+    def __getitem__(self, index):
+        image = TF.resize(self.folder.load(index), round(self.size * 256 / 224))
+        return TF.pil_to_tensor(TF.center_crop(image, [self.size, self.size])), int(self.folder.labels[index])
 
 
 class EpochBatches:
     """Batch sampler of (epoch, index): the global batch of step t is a function of (seed, epoch, t).
 
-    Each process takes its contiguous share of it. The incomplete last batch is dropped.
+    Each process takes its contiguous share of it. Set `epoch` before iterating.
 
     Args:
         length: images. batch: images of all processes a step; the number of processes must divide it.
+        drop_last: without the incomplete last batch; else it is filled up from the start of the epoch's order to a
+            multiple of the number of processes.
     """
 
-    def __init__(self, length, batch, seed):
-        self.length, self.batch, self.seed = length, batch, seed
+    def __init__(self, length, batch, seed, drop_last=True):
+        self.length, self.batch, self.seed, self.drop_last = length, batch, seed, drop_last
         self.epoch = 0
 
     def __len__(self):
-        return self.length // self.batch
+        return self.length // self.batch if self.drop_last else math.ceil(self.length / self.batch)
 
     def __iter__(self):
         order = generator(ORDER, self.seed, self.epoch).permutation(self.length)
-        share = self.batch // world_size()
+        world = world_size()
         for t in range(len(self)):
-            start = t * self.batch + rank() * share
-            yield [(self.epoch, int(i)) for i in order[start : start + share]]
+            batch = order[t * self.batch : (t + 1) * self.batch]
+            batch = np.concatenate((batch, order[: -len(batch) % world]))
+            share = len(batch) // world
+            yield [(self.epoch, int(i)) for i in batch[rank() * share : (rank() + 1) * share]]
 
 
-def pretraining_loader(folder, plan, batch, seed, workers):
+def training_loader(folder, views, batch, seed, workers, drop_last=True):
     """DataLoader of an epoch's batches; set `loader.batch_sampler.epoch` before iterating.
 
-    A batch is a list of uint8 tensors, N x 3 x size x size, one a view, in the order source, mini, target.
+    A batch is (views, labels): a list of uint8 tensors, N x 3 x size x size, one a View, and N, long.
+
+    Args:
+        folder: an ImageFolder. views: tuple of View. batch: images of all processes a step. workers: of this process.
     """
+    batches = EpochBatches(len(folder), batch, seed, drop_last)
+    return _loader(RandomViews(folder, views, seed), workers, batch_sampler=batches)
+
+
+def validation_loader(folder, size, batch, workers):
+    """DataLoader of this process's contiguous share of the images, each image in one share.
+
+    A batch is (view, label): uint8, n x 3 x size x size, and n, long, with n <= batch.
+    """
+    first, last = (len(folder) * r // world_size() for r in (rank(), rank() + 1))
+    return _loader(CentralViews(folder, size), workers, sampler=range(first, last), batch_size=batch)
+
+
+def _loader(dataset, workers, **batches):
     return DataLoader(
-        PretrainingViews(folder, plan, seed),
-        batch_sampler=EpochBatches(len(folder), batch, seed),
+        dataset,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        # Forked workers share the file list's pages; Python 3.14's default would send each a copy.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        **batches,
     )
 
 

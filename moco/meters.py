@@ -53,9 +53,16 @@ class Stopwatch:
         self.data_time = AverageMeter("Data", ":6.3f")
         self.last = time.perf_counter()
 
-    def data_arrived(self):
-        """Call when a batch has come from the loader."""
-        self.data_time.update(time.perf_counter() - self.last)
+    def waiting(self, loader):
+        """Yields the loader's batches and counts the time until each is there."""
+        batches = iter(loader)
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.data_time.update(time.perf_counter() - start)
+            yield batch
 
     def step_ended(self):
         """Call at the end of a step."""
@@ -70,16 +77,21 @@ class Stopwatch:
         return f"Left {left}", f"Wait {share:4.0%}"
 
 
-@torch.no_grad()
-def accuracy(output, target, topk=(1,)):
-    """Percentages of samples whose target is among the k highest outputs.
+def correct(output, target, topk=(1,)):
+    """Whether each sample's target is among its k highest outputs.
 
     Args:
         output: N x classes. target: N, long. topk: ks; one above the number of classes counts as that number.
 
     Returns:
-        A list of scalar tensors, one a k.
+        A list of N bools, one a k.
     """
-    k_max = min(max(topk), output.shape[1])
-    hits = output.topk(k_max, dim=1).indices == target[:, None]  # N x k_max
-    return [hits[:, :k].any(dim=1).float().mean() * 100 for k in topk]
+    best = output.topk(min(max(topk), output.shape[1]), dim=1).indices  # N x max k
+    hits = best == target[:, None]
+    return [hits[:, :k].any(dim=1) for k in topk]
+
+
+@torch.no_grad()
+def accuracy(output, target, topk=(1,)):
+    """Percentages of the samples that are `correct`: a list of scalar tensors, one a k."""
+    return [hit.float().mean() * 100 for hit in correct(output, target, topk)]

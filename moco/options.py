@@ -3,24 +3,38 @@
 import argparse
 import math
 import os
+import secrets
 import sys
 
+import torch
 from torchvision import models
+
+from moco import checkpoint as ckpt
+from moco.launch import cores, plan_launch
 
 # The networks of torchvision whose classifier is a Linear `fc` and that return one tensor in training.
 ARCH_MODULES = (models.resnet, models.regnet, models.shufflenetv2)
 
+# Flags that may differ between a run and its continuation: where things are and how they are computed, not what.
+# The batch size is compared as the sum over the nodes.
+FREE = {
+    *("data", "workers", "print_freq", "resume", "force", "output_dir", "tag", "start_epoch", "batch_size"),
+    *("multiprocessing_distributed", "nproc", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
+    *("pretrained", "evaluate"),
+}
+
 
 def architectures():
     """Names for --arch, sorted."""
-    return sorted(name for module in ARCH_MODULES for name in models.list_models(module))
+    modules = {module.__name__ for module in ARCH_MODULES}
+    return [name for name in models.list_models(models) if models.get_model_builder(name).__module__ in modules]
 
 
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose errors are one line, said once a node, with exit code 2."""
 
     def __init__(self, **kwargs):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         """Prints the message, as the first of this node's processes only, and exits."""
@@ -30,15 +44,24 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action):
+        silent = action.default in (None, False, "")
+        return action.help if silent else super()._get_help_string(action)
+
+
 def number(kind, low=-math.inf, high=math.inf, exclusive=False):
     """A converter for argparse: a finite int or float within [low, high], or (low, high] if `exclusive`."""
 
     def convert(text):
         try:
             value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or not low <= value <= high or (exclusive and value == low):
+            valid = math.isfinite(value) and low <= value <= high and not (exclusive and value == low)
+        except (ValueError, OverflowError):
+            valid = False
+        if not valid:
             bounds = [f"{'>' if exclusive else '>='} {low}"] * (low > -math.inf) + [f"<= {high}"] * (high < math.inf)
             noun = "an integer" if kind is int else "a finite number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {' and '.join(bounds)}".rstrip())
@@ -56,32 +79,154 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay):
         "-a", "--arch", metavar="ARCH", default="resnet50", choices=names, help="architecture: " + " | ".join(names)
     )
     parser.add_argument(
-        "-j", "--workers", default=32, type=whole, help="data loading workers of this node, at most its cores"
+        "-j",
+        "--workers",
+        metavar="N",
+        default=32,
+        type=whole,
+        help="data loading workers of this node, its cores at most",
     )
-    parser.add_argument("--epochs", default=epochs, type=some, help="epochs to run in all")
-    parser.add_argument("--start-epoch", type=whole, help="0-based epoch to start with (default: 0, or as resumed)")
+    parser.add_argument("--epochs", metavar="N", default=epochs, type=some, help="epochs to run in all")
     parser.add_argument(
-        "-b", "--batch-size", default=batch_size, type=some, help="images a step of all processes of this node"
+        "--start-epoch", metavar="N", type=whole, help="0-based epoch to start with (default: 0, or as resumed)"
     )
-    parser.add_argument("--lr", "--learning-rate", default=lr, type=number(float, 0), help="initial learning rate")
-    parser.add_argument("--momentum", default=0.9, type=number(float, 0, 1), help="of SGD")
     parser.add_argument(
-        "--wd", "--weight-decay", dest="weight_decay", default=weight_decay, type=number(float, 0), help="of SGD"
+        *("-b", "--batch-size"),
+        metavar="N",
+        default=batch_size,
+        type=some,
+        help="images a step of all processes of this node",
     )
-    parser.add_argument("-p", "--print-freq", default=10, type=some, help="steps between log lines")
-    parser.add_argument("--resume", metavar="PATH", help="checkpoint to continue")
-    parser.add_argument("--force", action="store_true", help="resume although flags differ from the checkpoint's")
-    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), help="of everything random (default: chosen)")
+    parser.add_argument(
+        "--lr", "--learning-rate", metavar="LR", default=lr, type=number(float, 0), help="initial learning rate"
+    )
+    parser.add_argument("--momentum", metavar="M", default=0.9, type=number(float, 0, 1), help="of SGD")
+    parser.add_argument(
+        *("--wd", "--weight-decay"),
+        metavar="W",
+        dest="weight_decay",
+        default=weight_decay,
+        type=number(float, 0),
+        help="weight decay of SGD",
+    )
+    parser.add_argument("-p", "--print-freq", metavar="N", default=10, type=some, help="steps between log lines")
+    parser.add_argument("--resume", metavar="FILE", help="checkpoint to continue")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="resume although flags that change the result differ from the checkpoint's",
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=number(int, 0, 2**63 - 1),
+        help="of everything random (default: the resumed checkpoint's, else chosen and printed)",
+    )
     parser.add_argument("--output-dir", metavar="DIR", default=".", help="folder for the checkpoints")
-    parser.add_argument("--crop-size", default=224, type=some, help="side of the views in pixels")
+    parser.add_argument("--crop-size", metavar="PX", default=224, type=some, help="side of the full-size views")
 
-    group = parser.add_argument_group("processes (beside these: torchrun, which needs none of them)")
+    group = parser.add_argument_group("processes (under torchrun none of these is needed)")
     group.add_argument(
-        "--multiprocessing-distributed", action="store_true", help="one process a GPU of this node, as in MoCo"
+        "--multiprocessing-distributed", action="store_true", help="start one process a GPU of this node, as in MoCo"
     )
-    group.add_argument("--nproc", type=some, help="processes on this node (default: its GPUs, or 1)")
-    group.add_argument("--world-size", default=1, type=some, help="number of nodes")
-    group.add_argument("--rank", default=0, type=whole, help="0-based rank of this node")
-    group.add_argument("--dist-url", help="tcp://HOST:PORT where nodes meet (default: a free place on this node)")
+    group.add_argument(
+        "--nproc", metavar="N", type=some, help="processes to start on this node (default: its GPUs, or 1)"
+    )
+    group.add_argument("--world-size", metavar="N", default=1, type=some, help="number of nodes")
+    group.add_argument("--rank", metavar="N", default=0, type=whole, help="0-based rank of this node")
+    group.add_argument(
+        "--dist-url", metavar="URL", help="tcp://HOST:PORT where nodes meet (default: a free place here)"
+    )
     group.add_argument("--dist-backend", choices=["nccl", "gloo"], help="default: nccl with CUDA, else gloo")
-    group.add_argument("--gpu", type=whole, help="the one GPU to use")
+    group.add_argument("--gpu", metavar="N", type=whole, help="the one GPU to use")
+
+
+def parse(parser, prepare, argv=None):
+    """Parses a command line and passes every check at the door; exits with one line and code 2 where one fails.
+
+    Args:
+        parser: a Parser with the shared flags.
+        prepare: called as `prepare(args, launch)` for the script's own checks; raises ValueError or OSError where one
+            fails, and what it returns is passed on.
+
+    Returns:
+        (args, launch, what `prepare` returned). `args.seed` is set on global rank 0's node.
+    """
+    args = parser.parse_args(argv)
+    try:
+        launch = plan_launch(args)
+        args.total_batch = args.batch_size * launch.nodes
+        if args.batch_size % launch.local:
+            raise ValueError(
+                f"--batch-size {args.batch_size} is not divisible by the {launch.local} processes of this node; "
+                f"give {args.batch_size // launch.local * launch.local or launch.local}"
+            )
+        if args.start_epoch is not None and args.start_epoch >= args.epochs:
+            raise ValueError(
+                f"--start-epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}, it counts from 0"
+            )
+        prepared = prepare(args, launch)
+        if launch.has_rank_0:
+            _check_writable(args.output_dir)
+            if args.seed is None:
+                args.seed = secrets.randbits(31)
+    except (ValueError, OSError) as error:
+        parser.error(error)
+    return args, launch, prepared
+
+
+def check_folder(folder, args):
+    """Raises ValueError where an ImageFolder has fewer images than one batch."""
+    if len(folder) < args.total_batch:
+        raise ValueError(
+            f"{folder.root!r} has {len(folder)} images, fewer than one batch of {args.total_batch}; "
+            f"give a smaller --batch-size"
+        )
+
+
+def check_resume(args, launch, build):
+    """Refuses a checkpoint that --resume can't continue, and takes the seed from it where none is given.
+
+    Only global rank 0 reads the file.
+
+    Args:
+        build: called without arguments on the meta device; returns (model, optimizer) as the run will have them.
+    """
+    if not args.resume or not launch.has_rank_0:
+        return
+    checkpoint = ckpt.read(args.resume)
+    if args.seed is None:
+        args.seed = checkpoint.get("options", {}).get("seed", secrets.randbits(31))
+    with torch.device("meta"):
+        model, optimizer = build()
+    ckpt.check_resumable(checkpoint, args.resume, model, optimizer, result_options(args), args.force)
+
+
+def result_options(args):
+    """Every option that changes a run's result, by name; a checkpoint keeps them for the comparison at its resume."""
+    return {name: value for name, value in vars(args).items() if name not in FREE}
+
+
+def workers_a_process(args, launch):
+    """Data loading workers of one process: its share of --workers, which counts for the node and ends at its cores."""
+    return math.ceil(min(args.workers, cores()) / launch.local)
+
+
+def announce(args, launch, device, start_epoch, workers):
+    """Prints where and on what this run goes on."""
+    print(f"seed: {args.seed}")
+    gpus = torch.cuda.device_count()
+    name = f"{torch.cuda.get_device_name(device)}, {gpus} here" if device.type == "cuda" else f"CPU, {cores()} cores"
+    group = f", {launch.backend}" if launch.backend else ""
+    print(f"devices: {launch.world} x {device.type} ({name}{group}), {workers} data workers each")
+    if args.resume:
+        print(f"resumed {args.resume!r}: {start_epoch} of {args.epochs} epochs are done", flush=True)
+
+
+def _check_writable(folder):
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output-dir {folder!r} can't be made: {error.strerror}; give another") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"--output-dir {folder!r} is not writable; give another")

@@ -1,10 +1,34 @@
 """AsymBN (paper, section 4.4): the target's projector normalises over all devices of a node, the source's over one."""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from moco.distributed import all_gather
+from moco.distributed import all_gather, rank, world_size
+
+
+def check_group(size, devices):
+    """Refuses a group size that does not divide the number of devices; one above it means all of them.
+
+    Raises:
+        ValueError: the message names the sizes that would do.
+    """
+    if size < devices and devices % size:
+        sizes = ", ".join(str(n) for n in range(1, devices + 1) if devices % n == 0)
+        raise ValueError(f"--asym-bn-group {size} does not divide the {devices} devices; give one of {sizes}")
+
+
+def asym_bn_group(size):
+    """The process group of `size` neighbouring ranks, or of all if there are fewer, that AsymBN synchronises over.
+
+    Every rank must call it. Returns this rank's; None stands for all.
+    """
+    world = world_size()
+    check_group(size, world)
+    if size >= world:
+        return None
+    return [dist.new_group(range(first, first + size)) for first in range(0, world, size)][rank() // size]
 
 
 class SyncTargetBatchNorm1d(nn.BatchNorm1d):

@@ -49,6 +49,16 @@ class ViewPlan:
     target: tuple
     mini: tuple = ()
 
+    @property
+    def views(self):
+        """All views of an image in the order source, mini, target."""
+        return self.source + self.mini + self.target
+
+    def split(self, views):
+        """A list in the order of `views` to three lists: source, mini, target."""
+        n = len(self.source)
+        return views[:n], views[n : n + len(self.mini)], views[n + len(self.mini) :]
+
     def __str__(self):
         """One line, in words."""
 

@@ -1,0 +1,189 @@
+#!/usr/bin/env python
+"""Linear classification on frozen features: a new `fc` trained on the backbone that main_moco.py pretrained."""
+
+import os
+
+import torch
+import torch.nn.functional as F
+from torchvision import models
+
+from moco import checkpoint as ckpt
+from moco import launch, options
+from moco.asymmetry.asym_aug import asym_aug_plan
+from moco.distributed import all_sum, data_parallel, from_rank_0, rank
+from moco.loader import ImageFolder, training_loader, validation_loader
+from moco.meters import AverageMeter, ProgressMeter, Stopwatch, accuracy, correct
+from moco.optim import LARS, cosine_lr, set_lr
+from moco.views.normalize import normalize_images
+from moco.views.plan import baseline_plan
+
+
+def build_parser():
+    parser = options.Parser(description=__doc__)
+    options.add_shared(parser, epochs=90, batch_size=4096, lr=0.1, weight_decay=0.0)
+    parser.add_argument("--pretrained", metavar="FILE", help="checkpoint of the backbone; none for a random one")
+    parser.add_argument("--lars", action="store_true", help="use LARS instead of SGD")
+    parser.add_argument("-e", "--evaluate", action="store_true", help="only validate the classifier of --resume")
+    return parser
+
+
+def main(argv=None):
+    args, run, folders = options.parse(build_parser(), prepare, argv)
+    launch.run(train, run, args, run, *folders)
+
+
+def prepare(args, run):
+    """Checks at the door what this script alone knows; returns the ImageFolders train and val."""
+    if not args.pretrained and not args.resume:
+        raise ValueError(
+            "no --pretrained and no --resume; give a checkpoint, or --pretrained none for a random encoder"
+        )
+    if args.evaluate and not args.resume:
+        raise ValueError("--evaluate needs --resume with a checkpoint of this script; --pretrained has no classifier")
+    args.init_lr = args.lr * args.batch_size / 256
+    train, val = (ImageFolder(os.path.join(args.data, split)) for split in ("train", "val"))
+    if train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))[0]
+        raise ValueError(f"train and val in {args.data!r} must have the same classes; {odd!r} is only in one of them")
+    options.check_folder(train, args)
+    args.images = len(train)
+    options.check_resume(args, run, lambda: build(args, len(train.classes)))
+    if args.pretrained not in (None, "none") and run.has_rank_0:
+        with torch.device("meta"):
+            model = models.get_model(args.arch)
+        ckpt.backbone_for(model, ckpt.read(args.pretrained), args.pretrained, args.arch)
+    return train, val
+
+
+def build(args, classes, device=None):
+    """A frozen network with a new `fc`, and the optimizer of that `fc`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(args.seed)
+        model = models.get_model(args.arch, num_classes=classes)
+        torch.nn.init.normal_(model.fc.weight, std=0.01)
+        torch.nn.init.zeros_(model.fc.bias)
+    model.requires_grad_(False).fc.requires_grad_(True)
+    model.eval().to(device)
+    optimizer = (LARS if args.lars else torch.optim.SGD)(
+        model.fc.parameters(), args.init_lr, args.momentum, weight_decay=args.weight_decay
+    )
+    return model, optimizer
+
+
+def train(device, args, run, train_folder, val_folder):
+    """One process of a run."""
+    args.seed, args.resume = from_rank_0((args.seed, args.resume))
+    torch.backends.cudnn.benchmark = True
+    model, optimizer = build(args, len(train_folder.classes), device)
+    start_epoch, best_acc1 = load(args, model, optimizer)
+    if args.start_epoch is not None:
+        start_epoch = args.start_epoch
+    net = data_parallel(model, device, lambda net: net(torch.randn(2, 3, *[args.crop_size] * 2, device=device)).sum())
+    workers = options.workers_a_process(args, run)
+    batch = args.total_batch // run.world
+    val_loader = validation_loader(val_folder, args.crop_size, batch, workers)
+    if rank() == 0:
+        options.announce(args, run, device, start_epoch, workers)
+    if args.evaluate:
+        validate(model, val_loader, len(val_folder), args, device)
+        return
+
+    crop_and_flip = asym_aug_plan(baseline_plan(args.crop_size)).target
+    loader = training_loader(train_folder, crop_and_flip, args.total_batch, args.seed, workers, drop_last=False)
+    frozen = frozen_tensors(model)
+    for epoch in range(start_epoch, args.epochs):
+        set_lr(optimizer, cosine_lr(args.init_lr, epoch, args.epochs))
+        loader.batch_sampler.epoch = epoch
+        train_epoch(net, optimizer, loader, epoch, args, device)
+        acc1 = validate(model, val_loader, len(val_folder), args, device)
+        if epoch == start_epoch:
+            check_frozen(frozen, model)
+        best, best_acc1 = acc1 > best_acc1, max(acc1, best_acc1)
+        if rank() == 0:
+            checkpoint = ckpt.of_run(
+                epoch + 1, model, optimizer, options.result_options(args), best_acc1=best_acc1, processes=run.world
+            )
+            for name in ["checkpoint.pth.tar", *["model_best.pth.tar"] * best]:
+                ckpt.save(checkpoint, os.path.join(args.output_dir, name))
+
+
+def load(args, model, optimizer):
+    """Loads --resume, else the backbone of --pretrained; returns (the epoch to start with, the best Acc@1 so far)."""
+    if args.resume:
+        checkpoint = ckpt.read_on_all_ranks(args.resume)
+        ckpt.restore(checkpoint, model, optimizer)
+        return checkpoint["epoch"], checkpoint.get("best_acc1", 0.0)
+    if args.pretrained == "none":
+        if rank() == 0:
+            print("pretrained: none, this probes a random encoder")
+        return 0, 0.0
+    backbone = ckpt.backbone_for(model, ckpt.read_on_all_ranks(args.pretrained), args.pretrained, args.arch)
+    model.load_state_dict(backbone, strict=False)
+    if rank() == 0:
+        print(f"pretrained: {len(backbone)} tensors of {args.pretrained!r}, all of the backbone but fc")
+    return 0, 0.0
+
+
+def train_epoch(net, optimizer, loader, epoch, args, device):
+    """An epoch's steps. The meters show global rank 0's share of the batch, as MoCo's do."""
+    net.eval()  # all of it: the backbone's BN must not move, and only `fc` trains
+    watch, losses = Stopwatch(), AverageMeter("Loss", ":.4e")
+    top1, top5 = AverageMeter("Acc@1", ":6.2f"), AverageMeter("Acc@5", ":6.2f")
+    progress = ProgressMeter(len(loader), [watch.batch_time, watch.data_time, losses, top1, top5], f"Epoch: [{epoch}]")
+    for i, ((images,), target) in enumerate(watch.waiting(loader)):
+        images = normalize_images(images.to(device, non_blocking=True))
+        target = target.to(device, non_blocking=True)
+        output = net(images)
+        loss = F.cross_entropy(output, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+        acc1, acc5 = accuracy(output, target, topk=(1, 5))
+        for meter, value in ((losses, loss.detach()), (top1, acc1), (top5, acc5)):
+            meter.update(value, len(target))
+        watch.step_ended()
+        if rank() == 0 and i % args.print_freq == 0:
+            progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
+
+
+@torch.no_grad()
+def validate(model, loader, images, args, device):
+    """Classifies every validation image once, over all processes; returns Acc@1 in percent, exact on every rank.
+
+    Args:
+        loader: of this process's share. images: of all shares.
+    """
+    model.eval()
+    watch, sums = Stopwatch(), torch.zeros(3, dtype=torch.float64, device=device)  # of loss, hits at 1, hits at 5
+    progress = ProgressMeter(len(loader), [watch.batch_time, watch.data_time], "Test: ")
+    for i, (view, target) in enumerate(watch.waiting(loader)):
+        output = model(normalize_images(view.to(device, non_blocking=True)))
+        target = target.to(device, non_blocking=True)
+        hits = [hit.sum() for hit in correct(output, target, topk=(1, 5))]
+        sums += torch.stack([F.cross_entropy(output, target, reduction="sum").double(), *hits])
+        watch.step_ended()
+        if rank() == 0 and i % args.print_freq == 0:
+            progress.display(i)
+    loss, acc1, acc5 = (all_sum(sums) / images).tolist()
+    acc1, acc5 = 100 * acc1, 100 * acc5
+    if rank() == 0:
+        print(f" * Acc@1 {acc1:.3f} Acc@5 {acc5:.3f} Loss {loss:.4f}", flush=True)
+    return acc1
+
+
+def frozen_tensors(model):
+    """Copies of everything but `fc`, by name."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("fc.")}
+
+
+def check_frozen(frozen, model):
+    """Raises RuntimeError where a tensor of `frozen` is no longer what it was."""
+    now = model.state_dict()
+    for name, tensor in frozen.items():
+        if not torch.equal(now[name], tensor):
+            raise RuntimeError(f"{name} changed while only fc trains; the linear classification is not valid")
+
+
+if __name__ == "__main__":
+    main()

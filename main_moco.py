@@ -1,0 +1,186 @@
+#!/usr/bin/env python
+"""Pretraining: MoCo v2 and the five asymmetric designs of "On the Importance of Asymmetry for Siamese Representation
+Learning" (arXiv 2204.00613), each an --enable flag, alone or in any combination."""
+
+import math
+import os
+
+import torch
+from torchvision import models
+
+from moco import checkpoint as ckpt
+from moco import launch, options
+from moco.asymmetry.asym_aug import asym_aug_plan
+from moco.asymmetry.asym_bn import asym_bn_group, check_group
+from moco.asymmetry.mean_encoding import mean_encoding_plan
+from moco.asymmetry.multicrop import contrastive_loss, multicrop_plan
+from moco.asymmetry.scalemix import scalemix_plan
+from moco.builder import MoCo
+from moco.distributed import data_parallel, from_rank_0, rank
+from moco.loader import ImageFolder, training_loader
+from moco.meters import AverageMeter, ProgressMeter, Stopwatch, accuracy
+from moco.optim import cosine_lr, set_lr
+from moco.options import number
+from moco.views.normalize import normalize_images
+from moco.views.plan import baseline_plan
+
+
+def build_parser():
+    parser = options.Parser(description=__doc__)
+    options.add_shared(parser, epochs=100, batch_size=256, lr=0.03, weight_decay=1e-4)
+    parser.add_argument("--mini-crop-size", metavar="PX", default=96, type=number(int, 1), help="of MultiCrop's views")
+    parser.add_argument("--tag", default="", help="of the checkpoints' names: checkpoint_TAG_EPOCH.pth.tar")
+
+    moco = parser.add_argument_group("MoCo")
+    moco.add_argument("--moco-dim", metavar="N", default=128, type=number(int, 1), help="features of a key")
+    moco.add_argument("--moco-k", metavar="N", default=65536, type=number(int, 1), help="keys in the queue")
+    moco.add_argument("--moco-m", metavar="M", default=0.999, type=number(float, 0, 1), help="target's momentum")
+    moco.add_argument(
+        "--moco-t", metavar="T", default=0.2, type=number(float, 0, exclusive=True), help="softmax temperature"
+    )
+
+    designs = parser.add_argument_group("asymmetric designs")
+    designs.add_argument("--enable-multicrop", action="store_true", help="source: 6 more low-resolution views")
+    designs.add_argument("--enable-scalemix", action="store_true", help="source: a view made of two, by a box mask")
+    designs.add_argument(
+        *("--enable-asym-aug", "--enable-asymm-aug"),
+        action="store_true",
+        help="both: a stronger recipe for the source, a weaker one for the target",
+    )
+    designs.add_argument("--enable-asym-bn", action="store_true", help="target: projector BN over several devices")
+    designs.add_argument(
+        "--asym-bn-group", metavar="N", default=8, type=number(int, 1), help="devices that AsymBN normalises over"
+    )
+    designs.add_argument("--enable-mean-encoding", action="store_true", help="target: mean encoding of 2 views")
+    return parser
+
+
+def main(argv=None):
+    args, run, folder = options.parse(build_parser(), prepare, argv)
+    launch.run(train, run, args, run, folder)
+
+
+def prepare(args, run):
+    """Checks at the door what this script alone knows; returns the ImageFolder."""
+    if os.path.basename(args.tag) != args.tag:
+        raise ValueError(f"--tag {args.tag!r} is part of a file name and must not hold a path separator")
+    if args.moco_k < args.total_batch:
+        raise ValueError(
+            f"--moco-k {args.moco_k} is smaller than a batch of {args.total_batch}; give as much at least"
+        )
+    if args.batch_size // run.local < 2:
+        raise ValueError(
+            f"--batch-size {args.batch_size} gives {run.local} processes one image each and BN needs "
+            f"2; give {2 * run.local} at least"
+        )
+    if args.enable_asym_bn:
+        check_group(args.asym_bn_group, run.world)
+    folder = ImageFolder(os.path.join(args.data, "train"))
+    options.check_folder(folder, args)
+    args.images = len(folder)
+    options.check_resume(args, run, lambda: build(args))
+    return folder
+
+
+def view_plan(args):
+    """What each side sees, as the flags say."""
+    plan = baseline_plan(args.crop_size)
+    if args.enable_multicrop:
+        plan = multicrop_plan(plan, args.mini_crop_size)
+    if args.enable_scalemix:
+        plan = scalemix_plan(plan)
+    if args.enable_asym_aug:
+        plan = asym_aug_plan(plan)
+    if args.enable_mean_encoding:
+        plan = mean_encoding_plan(plan)
+    return plan
+
+
+def build(args, group=None, device=None):
+    """The model, and its optimizer over all parameters, so that published optimizer states fit."""
+    model = MoCo(
+        lambda num_classes: models.get_model(args.arch, num_classes=num_classes),
+        *(args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.enable_asym_bn),
+        seed=args.seed,
+        asym_bn_group=group,
+    ).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+    return model, optimizer
+
+
+def train(device, args, run, folder):
+    """One process of a run."""
+    args.seed, args.resume = from_rank_0((args.seed, args.resume))
+    torch.backends.cudnn.benchmark = True
+    plan = view_plan(args)
+    group = asym_bn_group(args.asym_bn_group) if args.enable_asym_bn else None
+    model, optimizer = build(args, group, device)
+    start_epoch = 0
+    if args.resume:
+        checkpoint = ckpt.read_on_all_ranks(args.resume)
+        ckpt.restore(checkpoint, model, optimizer)
+        start_epoch = checkpoint["epoch"]
+    start_epoch = start_epoch if args.start_epoch is None else args.start_epoch
+    net = data_parallel(model, device, lambda net: loss_of_noise(net, plan, device))
+    workers = options.workers_a_process(args, run)
+    loader = training_loader(folder, plan.views, args.total_batch, args.seed, workers)
+    if rank() == 0:
+        announce(args, run, plan, device, start_epoch, workers)
+
+    for epoch in range(start_epoch, args.epochs):
+        set_lr(optimizer, cosine_lr(args.lr, epoch, args.epochs))
+        loader.batch_sampler.epoch = epoch
+        train_epoch(net, optimizer, loader, plan, epoch, args, device)
+        if rank() == 0:
+            stored = options.result_options(args)
+            checkpoint = ckpt.of_run(epoch + 1, model, optimizer, stored, processes=run.world)
+            ckpt.save(checkpoint, os.path.join(args.output_dir, f"checkpoint_{args.tag}_{epoch:04d}.pth.tar"))
+
+
+def train_epoch(net, optimizer, loader, plan, epoch, args, device):
+    """An epoch's steps. The meters show global rank 0's share of the batch, as MoCo's do."""
+    net.train()
+    watch, loss_meter = Stopwatch(), AverageMeter("Loss", ":.4e")
+    top1, top5 = AverageMeter("Acc@1", ":6.2f"), AverageMeter("Acc@5", ":6.2f")
+    meters = [watch.batch_time, watch.data_time, loss_meter, top1, top5]
+    progress = ProgressMeter(len(loader), meters, f"Epoch: [{epoch}]")
+
+    for i, (views, _) in enumerate(watch.waiting(loader)):
+        views = [normalize_images(view.to(device, non_blocking=True)) for view in views]
+        logits, labels = net(*plan.split(views), step=epoch * len(loader) + i)
+        loss = contrastive_loss(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+        acc1, acc5 = accuracy(logits[0], labels[0], topk=(1, 5))
+        for meter, value in ((loss_meter, loss.detach()), (top1, acc1), (top5, acc5)):
+            meter.update(value, len(labels[0]))
+        watch.step_ended()
+        if rank() == 0 and i % args.print_freq == 0:
+            progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
+
+
+def loss_of_noise(net, plan, device):
+    """The loss of two random images a process, with as many views as the plan has."""
+    views = [torch.randn(2, 3, view.size, view.size, device=device) for view in plan.views]
+    return contrastive_loss(*net(*plan.split(views), step=0))
+
+
+def announce(args, run, plan, device, start_epoch, workers):
+    """Prints what is about to run."""
+    flags = {
+        "MultiCrop": args.enable_multicrop,
+        "ScaleMix": args.enable_scalemix,
+        "AsymAug": args.enable_asym_aug,
+        "AsymBN": args.enable_asym_bn,
+        "MeanEnc": args.enable_mean_encoding,
+    }
+    print(f"designs: {', '.join(name for name, on in flags.items() if on) or 'none, the MoCo v2 baseline'}")
+    print(plan)
+    options.announce(args, run, device, start_epoch, workers)
+    print(f"loss of a blind guess: ln(K + 1) = {math.log(args.moco_k + 1):.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""A tiny fake ImageNet: folders train and val of JPEGs, twelve classes told apart by shape and texture.
+
+    python -m moco.tools.fake_imagenet DIR
+
+A class is one of four shapes filled with one of three textures. Place, size, turn, colours and the picture's size vary
+within a class, so that neither colour nor position gives it away. Needs Pillow and NumPy only.
+"""
+
+import argparse
+import math
+import os
+from itertools import product
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SHAPES = ("disk", "triangle", "square", "star")
+TEXTURES = ("plain", "stripes", "dots")
+CLASSES = tuple(f"{shape}_{texture}" for shape, texture in product(SHAPES, TEXTURES))
+
+
+def make(folder, train=60, val=20, size=160, classes=12, seed=0):
+    """Writes the images.
+
+    Args:
+        folder: made if it is missing. train, val: images a class. size: mean side in pixels; they vary by a quarter.
+        classes: how many, 12 at most. seed: the same one gives the same images.
+    """
+    for split, count in (("train", train), ("val", val)):
+        for label, name in enumerate(CLASSES[:classes]):
+            path = os.path.join(folder, split, name)
+            os.makedirs(path, exist_ok=True)
+            for i in range(count):
+                rng = np.random.default_rng((seed, split == "val", label, i))
+                draw_image(name, size, rng).save(os.path.join(path, f"{i:04d}.jpg"), quality=90)
+
+
+def draw_image(name, size, rng):
+    """One RGB image of the class `name`, about size x size pixels."""
+    shape, texture = name.split("_")
+    width, height = (int(size * rng.uniform(0.75, 1.25)) for _ in range(2))
+    colours = distinct_colours(rng)
+    image = Image.fromarray(background(width, height, colours[0], rng))
+    mask = Image.new("L", (width, height))
+    radius = rng.uniform(0.32, 0.46) * min(width, height)
+    centre = [rng.uniform(radius, side - radius) for side in (width, height)]
+    ImageDraw.Draw(mask).polygon(outline(shape, centre, radius, rng.uniform(0, 2 * math.pi)), fill=255)
+    image.paste(Image.fromarray(fill(texture, width, height, radius, colours[1:], rng)), mask=mask)
+    return image
+
+
+def distinct_colours(rng):
+    """Three RGB colours whose brightness differs by a clear step, as a list of float arrays."""
+    levels = rng.permutation([40.0, 125.0, 210.0])
+    return [np.clip(level + rng.uniform(-40, 40, 3), 0, 255) for level in levels]
+
+
+def background(width, height, colour, rng):
+    """A colour with a slope in brightness and some noise: height x width x 3, uint8."""
+    y, x = np.mgrid[0:height, 0:width]
+    angle = rng.uniform(0, 2 * math.pi)
+    slope = 30 * (math.cos(angle) * x / width + math.sin(angle) * y / height)
+    return np.clip(colour + slope[..., None] + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def outline(shape, centre, radius, turn):
+    """The corners of a shape as a list of (x, y)."""
+    corners, inner = {"disk": (40, 1), "triangle": (3, 1), "square": (4, 1), "star": (10, 0.45)}[shape]
+    radii = [radius * (inner if i % 2 else 1) for i in range(corners)]
+    angles = [turn + 2 * math.pi * i / corners for i in range(corners)]
+    return [(centre[0] + r * math.cos(a), centre[1] + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
+
+
+def fill(texture, width, height, radius, colours, rng):
+    """A texture in one or two colours: height x width x 3, uint8."""
+    y, x = np.mgrid[0:height, 0:width] / (radius / 6)  # twelve periods across the shape, whatever its size
+    angle = rng.uniform(0, 2 * math.pi)
+    u, v = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
+    second = {
+        "plain": np.zeros((height, width), bool),
+        "stripes": np.sin(math.pi * u) > 0,
+        "dots": (np.sin(math.pi * u) > 0.2) & (np.sin(math.pi * v) > 0.2),
+    }[texture]
+    pixels = np.where(second[..., None], colours[1], colours[0]) + rng.normal(0, 6, (height, width, 3))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m moco.tools.fake_imagenet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dir", metavar="DIR", help="where to make train/ and val/")
+    parser.add_argument("--train", metavar="N", type=int, default=60, help="training images a class (60)")
+    parser.add_argument("--val", metavar="N", type=int, default=20, help="validation images a class (20)")
+    parser.add_argument("--size", metavar="PX", type=int, default=160, help="mean side of an image (160)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the images (0)")
+    args = parser.parse_args()
+    if min(args.train, args.val, args.seed) < 0 or args.size < 16:
+        parser.error("--train, --val and --seed must not be negative, --size must be 16 or more")
+    make(args.dir, args.train, args.val, args.size, seed=args.seed)
+    images = (args.train + args.val) * len(CLASSES)
+    print(f"{images} images of {len(CLASSES)} classes are in {args.dir}")
+
+
+if __name__ == "__main__":
+    main()
