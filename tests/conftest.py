@@ -1,5 +1,6 @@
-"""Shared by the tests: groups of real processes, and small networks."""
+"""Shared by the tests: groups of real processes, a tiny fake ImageNet, and the marker `gpu`."""
 
+import multiprocessing
 import os
 import tempfile
 
@@ -8,23 +9,39 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from moco.tools import fake_imagenet
+
 
 def _one_rank(rank, function, world, folder, args):
     torch.set_num_threads(1)
-    if world:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     torch.save(function(*args), f"{folder}/{rank}.pt")
-    if world:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def run_ranks(function, world, *args):
     """Runs a module-level `function(*args)` on `world` gloo processes; returns what each returned, by rank."""
+    multiprocessing.set_forkserver_preload(["torch.distributed", "torchvision", "moco.builder"])  # imported once for all
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_one_rank, (function, world, folder, args), nprocs=world)
+        mp.start_processes(_one_rank, (function, world, folder, args), nprocs=world, start_method="forkserver")
         return [torch.load(os.path.join(folder, f"{r}.pt"), weights_only=False) for r in range(world)]
 
 
 @pytest.fixture(autouse=True)
 def _single_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory):
+    """A tiny fake ImageNet: 96 training and 36 validation images of 12 classes, about 40 px."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    fake_imagenet.make(folder, train=8, val=3, size=40)
+    return folder
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
