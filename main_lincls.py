@@ -49,9 +49,7 @@ def prepare(args, run):
     args.images = len(train)
     options.check_resume(args, run, lambda: build(args, len(train.classes)))
     if args.pretrained not in (None, "none") and run.has_rank_0:
-        with torch.device("meta"):
-            model = models.get_model(args.arch)
-        ckpt.backbone_for(model, ckpt.read(args.pretrained), args.pretrained, args.arch)
+        ckpt.backbone_for(models.get_model(args.arch), ckpt.read(args.pretrained), args.pretrained, args.arch)
     return train, val
 
 

@@ -93,7 +93,7 @@ def check_resumable(checkpoint, path, model, optimizer, options, force=False):
 
     Args:
         checkpoint: as read. path: for the messages.
-        model, optimizer: those to load into, on any device, `meta` too; nothing is loaded.
+        model, optimizer: such as the run will load into; nothing is loaded here.
         options: dict of every option that changes results, by name; compared with the file's where it has them.
         force: pass over differing options.
 
@@ -176,7 +176,7 @@ def backbone_for(model, checkpoint, path, arch):
     """The tensors of a checkpoint for a torchvision network, all of it but `fc`; checked, not loaded.
 
     Args:
-        model: of the architecture `arch`, on any device, `meta` too.
+        model: of the architecture `arch`, with any classifier.
 
     Returns:
         dict of names to tensors, for `model.load_state_dict(..., strict=False)`.

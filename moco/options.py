@@ -190,16 +190,14 @@ def check_resume(args, launch, build):
     Only global rank 0 reads the file.
 
     Args:
-        build: called without arguments on the meta device; returns (model, optimizer) as the run will have them.
+        build: called without arguments; returns (model, optimizer) as the run will have them.
     """
     if not args.resume or not launch.has_rank_0:
         return
     checkpoint = ckpt.read(args.resume)
     if args.seed is None:
         args.seed = checkpoint.get("options", {}).get("seed", secrets.randbits(31))
-    with torch.device("meta"):
-        model, optimizer = build()
-    ckpt.check_resumable(checkpoint, args.resume, model, optimizer, result_options(args), args.force)
+    ckpt.check_resumable(checkpoint, args.resume, *build(), result_options(args), args.force)
 
 
 def result_options(args):

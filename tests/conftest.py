@@ -21,7 +21,9 @@ def _one_rank(rank, function, world, folder, args):
 
 def run_ranks(function, world, *args):
     """Runs a module-level `function(*args)` on `world` gloo processes; returns what each returned, by rank."""
-    multiprocessing.set_forkserver_preload(["torch.distributed", "torchvision", "moco.builder"])  # imported once for all
+    multiprocessing.set_forkserver_preload(
+        ["torch.distributed", "torchvision", "moco.builder"]
+    )  # imported once for all
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_one_rank, (function, world, folder, args), nprocs=world, start_method="forkserver")
         return [torch.load(os.path.join(folder, f"{r}.pt"), weights_only=False) for r in range(world)]

@@ -42,7 +42,7 @@ def draw_image(name, size, rng):
     colours = distinct_colours(rng)
     image = Image.fromarray(background(width, height, colours[0], rng))
     mask = Image.new("L", (width, height))
-    radius = rng.uniform(0.32, 0.46) * min(width, height)
+    radius = rng.uniform(0.36, 0.48) * min(width, height)
     centre = [rng.uniform(radius, side - radius) for side in (width, height)]
     ImageDraw.Draw(mask).polygon(outline(shape, centre, radius, rng.uniform(0, 2 * math.pi)), fill=255)
     image.paste(Image.fromarray(fill(texture, width, height, radius, colours[1:], rng)), mask=mask)
@@ -73,7 +73,7 @@ def outline(shape, centre, radius, turn):
 
 def fill(texture, width, height, radius, colours, rng):
     """A texture in one or two colours: height x width x 3, uint8."""
-    y, x = np.mgrid[0:height, 0:width] / (radius / 6)  # twelve periods across the shape, whatever its size
+    y, x = np.mgrid[0:height, 0:width] / (radius / 3.5)  # 3.5 periods across the shape, so that small views show them
     angle = rng.uniform(0, 2 * math.pi)
     u, v = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
     second = {

@@ -1,0 +1,166 @@
+"""Image folders against torchvision's, and batches that depend on their address alone."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from torchvision.datasets import ImageFolder as TorchvisionFolder
+from torchvision.transforms import v2
+
+from moco import loader
+from moco.asymmetry.multicrop import multicrop_plan
+from moco.loader import CentralViews, CropsTransform, EpochBatches, GaussianBlur, ImageFolder
+from moco.views.plan import baseline_plan
+
+PLAN = multicrop_plan(baseline_plan(24), 12)
+
+
+def test_folder_lists_what_torchvision_lists(imagenet, tmp_path):
+    nested = tmp_path / "data"
+    for path in ("b/2.PNG", "b/deep/er/1.jpeg", "a/é.jpg", "a/b.webp", "a/notes.txt"):
+        (nested / path).parent.mkdir(parents=True, exist_ok=True)
+        (nested / path).write_bytes(b"")
+    for root in (imagenet / "train", nested):
+        ours, theirs = ImageFolder(root), TorchvisionFolder(root)
+        assert ours.classes == theirs.classes and len(ours) == len(theirs)
+        assert [(os.path.normpath(ours.path(i)), ours.labels[i]) for i in range(len(ours))] == theirs.samples
+
+
+def test_folder_is_a_few_arrays(imagenet):
+    folder = ImageFolder(imagenet / "train")
+    arrays = [value for value in vars(folder).values() if isinstance(value, np.ndarray)]
+    others = [value for value in vars(folder).values() if not isinstance(value, np.ndarray)]
+    names = sum(len(os.path.relpath(folder.path(i), folder.root)) for i in range(len(folder)))
+    assert sum(a.nbytes for a in arrays) <= names + 12 * (len(folder) + 1)
+    assert all(len(value) <= max(len(folder.root), len(folder.classes)) for value in others)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda root: None, "no folder"),
+        (lambda root: root.mkdir(), "no class folders"),
+        (lambda root: (root / "cat").mkdir(parents=True), "no images in .*cat"),
+    ],
+)
+def test_folders_that_can_not_serve(tmp_path, make, message):
+    make(tmp_path / "train")
+    with pytest.raises(FileNotFoundError, match=message):
+        ImageFolder(tmp_path / "train")
+
+
+def test_every_mode_becomes_rgb(tmp_path):
+    (tmp_path / "a").mkdir()
+    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8))
+    for mode, ending in (("L", "png"), ("P", "png"), ("RGBA", "png"), ("LA", "png"), ("CMYK", "jpg"), ("1", "png")):
+        rgb.convert(mode).save(tmp_path / "a" / f"{mode}.{ending}")
+    folder = ImageFolder(tmp_path)
+    for i in range(len(folder)):
+        image = folder.load(i)
+        assert image.mode == "RGB" and image.size == (7, 9)
+    assert len(folder) == 6
+
+
+def test_an_image_that_can_not_be_decoded_is_named(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for i in range(4):
+        (tmp_path / "train" / "a" / f"{i}.jpg").write_bytes(b"no image")
+    folder = ImageFolder(tmp_path / "train")
+    with pytest.raises(OSError, match=r"can't decode .*a/2\.jpg"):
+        folder.load(2)
+    for workers in (0, 1):
+        with pytest.raises(OSError, match=r"can't decode .*a/\d\.jpg"):
+            list(loader.training_loader(folder, PLAN.views, 2, 0, workers))
+
+
+def epoch_of(imagenet, workers, epoch, seed=0, plan=PLAN):
+    batches = loader.training_loader(ImageFolder(imagenet / "train"), plan.views, 16, seed, workers)
+    batches.batch_sampler.epoch = epoch
+    return list(batches)
+
+
+def equal(a, b):
+    return all(
+        torch.equal(x, y) and all(map(torch.equal, views, others))
+        for (views, x), (others, y) in zip(a, b, strict=True)
+    )
+
+
+def test_batches_do_not_depend_on_workers_but_on_seed_and_epoch(imagenet):
+    first = epoch_of(imagenet, 0, 3)
+    assert equal(first, epoch_of(imagenet, 1, 3)) and equal(first, epoch_of(imagenet, 3, 3))
+    assert not equal(first, epoch_of(imagenet, 0, 4)) and not equal(first, epoch_of(imagenet, 0, 3, seed=1))
+    views, labels = first[0]
+    assert [v.shape for v in views] == [(16, 3, v.size, v.size) for v in PLAN.views]
+    assert all(v.dtype == torch.uint8 for v in views) and labels.dtype == torch.long
+
+
+def test_workers_that_persist_follow_the_epoch(imagenet):
+    batches = loader.training_loader(ImageFolder(imagenet / "train"), PLAN.views, 16, 0, 2)
+    for epoch in (0, 1, 0):
+        batches.batch_sampler.epoch = epoch
+        assert equal(list(batches), epoch_of(imagenet, 0, epoch))
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """Sets the world that the loader sees."""
+
+    def set_ranks(rank, world):
+        monkeypatch.setattr(loader, "rank", lambda: rank)
+        monkeypatch.setattr(loader, "world_size", lambda: world)
+
+    return set_ranks
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_ranks_take_contiguous_shares_of_one_global_batch(ranks, drop_last):
+    ranks(0, 1)
+    alone = list(EpochBatches(103, 12, seed=5, drop_last=drop_last))
+    assert len(alone) == (8 if drop_last else 9)
+    seen = [index for batch in alone for _, index in batch]
+    assert sorted(seen) == list(range(103)) if not drop_last else len(set(seen)) == 96
+    for world in (2, 4):
+        shares = []
+        for rank in range(world):
+            ranks(rank, world)
+            shares.append(list(EpochBatches(103, 12, seed=5, drop_last=drop_last)))
+        for t, batch in enumerate(alone):
+            joined = [address for share in shares for address in share[t]]
+            assert len({len(share[t]) for share in shares}) == 1
+            filled = alone[0][: len(joined) - len(batch)]  # only the last batch is filled up, from the first's start
+            assert joined == batch + filled and len(filled) < world
+            assert not filled or t == 8
+
+
+def test_every_validation_image_is_in_one_share(imagenet, ranks):
+    folder = ImageFolder(imagenet / "val")
+    for world in (1, 2, 5, 40):
+        labels = []
+        for rank in range(world):
+            ranks(rank, world)
+            labels += [int(x) for _, target in loader.validation_loader(folder, 16, 7, 0) for x in target]
+        assert labels == folder.labels.tolist()
+
+
+@pytest.mark.parametrize("size", [224, 32])
+def test_central_view_is_that_of_torchvision(imagenet, size):
+    folder = ImageFolder(imagenet / "val")
+    view, label = CentralViews(folder, size)[5]
+    image = Image.open(folder.path(5)).convert("RGB")
+    resized = v2.Resize({224: 256, 32: 37}[size])(image)
+    assert torch.equal(view, v2.functional.pil_to_tensor(v2.CenterCrop(size)(resized)))
+    assert view.shape == (3, size, size) and label == folder.labels[5]
+
+
+def test_transforms_for_forks(imagenet):
+    image = ImageFolder(imagenet / "val").load(0)
+    random.seed(4)
+    blurred = GaussianBlur([0.1, 2.0])(image)
+    random.seed(4)
+    assert blurred == image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
+    a, b = CropsTransform(lambda x: x.size, lambda x: x.mode)(image)
+    assert (a, b) == (image.size, "RGB")
