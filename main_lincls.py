@@ -47,7 +47,7 @@ def prepare(args, run):
         raise ValueError(f"train and val in {args.data!r} must have the same classes; {odd!r} is only in one of them")
     options.check_folder(train, args)
     args.images = len(train)
-    options.check_resume(args, run, lambda: build(args, len(train.classes)))
+    options.check_resume(args, run, lambda: build(args, len(train.classes)), any_options=args.evaluate)
     if args.pretrained not in (None, "none") and run.has_rank_0:
         ckpt.backbone_for(models.get_model(args.arch), ckpt.read(args.pretrained), args.pretrained, args.arch)
     return train, val

@@ -184,20 +184,21 @@ def check_folder(folder, args):
         )
 
 
-def check_resume(args, launch, build):
+def check_resume(args, launch, build, any_options=False):
     """Refuses a checkpoint that --resume can't continue, and takes the seed from it where none is given.
 
     Only global rank 0 reads the file.
 
     Args:
         build: called without arguments; returns (model, optimizer) as the run will have them.
+        any_options: the flags need not be the checkpoint's.
     """
     if not args.resume or not launch.has_rank_0:
         return
     checkpoint = ckpt.read(args.resume)
     if args.seed is None:
         args.seed = checkpoint.get("options", {}).get("seed", secrets.randbits(31))
-    ckpt.check_resumable(checkpoint, args.resume, *build(), result_options(args), args.force)
+    ckpt.check_resumable(checkpoint, args.resume, *build(), result_options(args), args.force or any_options)
 
 
 def result_options(args):

@@ -1,0 +1,185 @@
+"""main_moco.py as a program: every recipe of the README, exact resumes, a loss that falls."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import main_lincls
+import main_moco
+from moco.loader import ImageFolder
+from tests import readme
+
+ROOT = os.path.dirname(readme.README)
+RECIPES = readme.commands("main_moco.py")
+DESIGNS = {
+    "--enable-multicrop": "MultiCrop",
+    "--enable-scalemix": "ScaleMix",
+    "--enable-asym": "AsymAug",
+    "--enable-asym-bn": "AsymBN",
+    "--enable-mean-encoding": "MeanEnc",
+}
+
+
+def program(script, *words):
+    """Runs a script as a user does; returns its standard output."""
+    command = [sys.executable, os.path.join(ROOT, script), *map(str, words)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    return result.stdout
+
+
+def designs_of(words):
+    aliases = {"--enable-asymm-aug": "--enable-asym", "--enable-asym-aug": "--enable-asym"}
+    return [name for flag, name in DESIGNS.items() if flag in [aliases.get(word, word) for word in words]]
+
+
+def test_the_readme_has_every_recipe():
+    seen = [tuple(designs_of(words)) for words in RECIPES]
+    assert {(), *((name,) for name in DESIGNS.values()), tuple(DESIGNS.values())} <= set(seen)
+    for words in RECIPES:
+        main_moco.build_parser().parse_args(words)
+    for words in readme.commands("main_lincls.py"):
+        main_lincls.build_parser().parse_args(words)
+
+
+@pytest.mark.parametrize("words", RECIPES[:7], ids=lambda words: "+".join(designs_of(words)) or "baseline")
+def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path, capsys):
+    tiny = {"moco-k": 60, "moco-dim": 8, "mini-crop-size": 16, "epochs": 1}
+    log = program("main_moco.py", *readme.small(words, imagenet, 2, tmp_path, **tiny))
+    designs = designs_of(words)
+    assert f"designs: {', '.join(designs) or 'none'}" in log
+    (plan,) = [line for line in log.splitlines() if line.startswith("source: ")]
+    assert " | target: " in plan and ("6 x [16px" in plan) == ("MultiCrop" in designs)
+    assert re.search(r"^seed: \d+$", log, flags=re.MULTILINE)
+    assert f"ln(K + 1) = {math.log(61):.4f}" in log and "2 x cpu" in log
+    pattern = (
+        r"^Epoch: \[0\]\[(\d)/4\]\tTime +\S+ \( *\S+\)\tData +\S+ \( *\S+\)\tLoss (\S+) \(\S+\)\tAcc@1 .*\tAcc@5 .*"
+    )
+    steps = re.findall(pattern + r"\tLeft \d+:\d+:\d+\tWait +\d+%$", log, flags=re.MULTILINE)
+    assert [step for step, _ in steps] == ["0", "1", "2", "3"]
+    assert all(math.isfinite(float(loss)) for _, loss in steps)
+
+    tag = main_moco.build_parser().parse_args(words).tag
+    checkpoint = tmp_path / f"checkpoint_{tag}_0000.pth.tar"
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["epoch"] == 1 and saved["arch"] == "resnet18" and saved["processes"] == 2
+    assert saved["state_dict"]["module.queue"].shape == (8, 60)
+
+    (probe,) = readme.commands("main_lincls.py")
+    probe = [str(checkpoint) if word.startswith("checkpoint_") else word for word in probe]
+    if designs == ["MultiCrop"]:  # once with two processes; the others go faster in this one
+        log = program("main_lincls.py", *readme.small(probe, imagenet, 2, tmp_path, epochs=1))
+    else:
+        lone = [
+            str(imagenet),
+            "--lars",
+            "--pretrained",
+            str(checkpoint),
+            "--output-dir",
+            str(tmp_path),
+            "--epochs",
+            "1",
+        ]
+        main_lincls.main([*lone, "-a", "resnet18", "-b", "24", "--crop-size", "32", "-j", "0"])
+        log = capsys.readouterr().out
+    assert f"pretrained: 120 tensors of '{checkpoint}'" in log
+    assert re.search(r"^ \* Acc@1 \d+\.\d+ Acc@5 \d+\.\d+", log, flags=re.MULTILINE)
+    assert set(torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)) >= {"best_acc1", "state_dict", "epoch"}
+
+
+def test_torchrun_starts_it(imagenet, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    small = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "--epochs", "1", "-j", "0"]
+    command = [*torchrun, "main_moco.py", *small, "--output-dir", str(tmp_path), str(imagenet)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=env)
+    assert result.returncode == 0, result.stderr
+    assert "2 x cpu" in result.stdout and result.stdout.count("Epoch: [0][0/2]") == 1
+    seed = int(re.search(r"^seed: (\d+)$", result.stdout, flags=re.MULTILINE)[1])
+    saved = torch.load(tmp_path / "checkpoint__0000.pth.tar", weights_only=True)
+    assert saved["options"]["seed"] == seed
+
+
+def all_designs(imagenet, output_dir, world, *more):
+    words = ["-a", "resnet18", "--crop-size", "32", "--mini-crop-size", "16", "-b", "48", "--moco-k", "100"]
+    words += ["--epochs", "3", "--moco-m", "0.9", "--output-dir", str(output_dir), str(imagenet), *more]
+    words += [word for word in RECIPES[6] if word.startswith("--enable")]
+    if world == 1:
+        main_moco.main(words)
+    else:
+        program("main_moco.py", *words, "--nproc", world)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_path):
+    all_designs(imagenet, tmp_path / "whole", world, "-j", "0", "--seed", "5")
+    start = tmp_path / "whole" / "checkpoint__0000.pth.tar"
+    all_designs(imagenet, tmp_path / "resumed", world, "-j", "4", "--resume", str(start))
+    assert not (tmp_path / "resumed" / "checkpoint__0000.pth.tar").exists()
+    a, b = (torch.load(tmp_path / run / "checkpoint__0002.pth.tar", weights_only=True) for run in ("whole", "resumed"))
+    for name, tensor in a["state_dict"].items():
+        assert torch.equal(tensor, b["state_dict"][name]), name
+    for i, state in a["optimizer"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], b["optimizer"]["state"][i]["momentum_buffer"])
+    assert a["options"] == b["options"] and a["options"]["seed"] == 5 and a["epoch"] == b["epoch"] == 3
+    before = torch.load(start, weights_only=True)["state_dict"]
+    assert not torch.equal(before["module.queue"], a["state_dict"]["module.queue"])
+
+
+def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys):
+    def run(*more):
+        words = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0", "--seed", "1"]
+        main_moco.main([str(imagenet), "--output-dir", str(tmp_path), *words, "--epochs", "2", *more])
+        return capsys.readouterr().out
+
+    def refused(*more):
+        with pytest.raises(SystemExit) as stop:
+            run("--resume", str(tmp_path / "checkpoint__0000.pth.tar"), *more)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    run()
+    assert "--lr is 0.5, but the checkpoint" in refused("--lr", "0.5")
+    assert "--epochs is 3" in refused("--epochs", "3")
+    assert "--seed is 2, but" in refused("--seed", "2")
+    assert "--enable-mean-encoding is True" in refused("--enable-mean-encoding")
+    assert "--batch-size times the nodes is 24" in refused("-b", "24")
+    assert "of shape (128, 64)" in refused("--moco-k", "96", "--force")
+    assert "--arch resnet18, not resnet34" in refused("-a", "resnet34", "--force")
+    log = run("--resume", str(tmp_path / "checkpoint__0000.pth.tar"), "--lr", "0.5", "--force", "-p", "1")
+    assert "1 of 2 epochs are done" in log and "Epoch: [1][1/2]" in log and "Epoch: [0]" not in log
+    resumed = torch.load(tmp_path / "checkpoint__0001.pth.tar", weights_only=True)
+    assert math.isclose(resumed["optimizer"]["param_groups"][0]["lr"], 0.5 * 0.5)  # half a cosine, half way
+    log = run("--resume", str(tmp_path / "checkpoint__0001.pth.tar"), "--force")
+    assert "2 of 2 epochs are done" in log and "Epoch: [" not in log
+
+
+def test_a_published_checkpoint_is_taken_as_it_is(imagenet, tmp_path, capsys):
+    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0"]
+    words += ["--output-dir", str(tmp_path), "--epochs", "2"]
+    main_moco.main(words)
+    saved = torch.load(tmp_path / "checkpoint__0000.pth.tar", weights_only=True)
+    published = {key: saved[key] for key in ("epoch", "arch", "state_dict", "optimizer")}
+    torch.save(published, tmp_path / "published.pth.tar", _use_new_zipfile_serialization=False)
+    main_moco.main([*words, "--resume", str(tmp_path / "published.pth.tar"), "--lr", "0.1", "-p", "1"])
+    assert "Epoch: [1][0/2]" in capsys.readouterr().out
+
+
+def test_a_broken_image_stops_the_run_and_is_named(imagenet, tmp_path):
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    source = ImageFolder(imagenet / "train")
+    for i in range(8):
+        with open(source.path(i), "rb") as file:
+            (folder / f"{i}.jpg").write_bytes(file.read() if i != 5 else b"broken")
+    command = [sys.executable, "main_moco.py", str(tmp_path), "-a", "resnet18", "--crop-size", "32", "-b", "8"]
+    command += ["--moco-k", "8", "--nproc", "2", "--output-dir", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert result.returncode == 1
+    assert f"can't decode the image '{folder}/5.jpg'" in result.stderr
