@@ -19,7 +19,7 @@ from moco.tools.fake_imagenet import CLASSES
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 K = 256
 SHARED = ["-a", "resnet18", "--crop-size", "32", "-b", "32", "--seed", "0", "--nproc", "1"]
-PRETRAINING = ["--lr", "0.06", "--moco-k", str(K), "--moco-m", "0.99"]
+PRETRAINING = ["--lr", "0.03", "--moco-k", str(K), "--moco-m", "0.99"]
 DESIGNS = ["--enable-scalemix", "--enable-asym-bn", "--enable-mean-encoding"]
 PROBE = ["--lars", "--lr", "400"]  # times 32 / 256: a few hundred steps at a tiny batch want a large rate
 

@@ -1,0 +1,23 @@
+"""The demo, with fewer images and epochs."""
+
+import math
+
+from moco.tools import demo
+
+
+def test_the_demo_runs_to_its_summary(tmp_path, capfd):
+    first, last, top1 = demo.demo(str(tmp_path), epochs=2, probe_epochs=1, images=8)
+    out = capfd.readouterr().out
+    commands = [line for line in out.splitlines() if line.startswith("$ python ")]
+    assert [command.split()[2] for command in commands] == ["-m", "main_moco.py", "main_lincls.py"]
+    assert "--lars" in commands[2] and sum(word.startswith("--enable") for word in commands[1].split()) == 3
+    summary = out.split("Summary")[1]
+    assert f"{math.log(demo.K + 1):.3f}" in summary and f"{first:.3f}" in summary and f"{last:.3f}" in summary
+    assert f"{top1:.1f} %" in summary and "chance: 8.3 %" in summary and str(tmp_path) in summary
+    assert (tmp_path / "checkpoint__0001.pth.tar").exists() and (tmp_path / "model_best.pth.tar").exists()
+
+
+def test_losses_are_read_from_the_log():
+    log = "x\nEpoch: [0][0/9]\tTime 1 (1)\tLoss 5.0e+00 (5.1e+00)\tAcc\nEpoch: [0][5/9]\tT\tLoss 4.0e+00 (4.5e+00)\n"
+    log += "Epoch: [12][0/9]\tTime 1 (1)\tLoss 3.0e+00 (2.0e+00)\tAcc\n"
+    assert demo.epoch_losses(log) == {0: 4.5, 12: 2.0}
