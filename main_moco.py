@@ -115,17 +115,21 @@ def train(device, args, run, folder):
     plan = view_plan(args)
     group = asym_bn_group(args.asym_bn_group) if args.enable_asym_bn else None
     model, optimizer = build(args, group, device)
-    start_epoch = 0
+    start_epoch, earlier_world = 0, run.world
     if args.resume:
         checkpoint = ckpt.read_on_all_ranks(args.resume)
         ckpt.restore(checkpoint, model, optimizer)
-        start_epoch = checkpoint["epoch"]
-    start_epoch = start_epoch if args.start_epoch is None else args.start_epoch
+        start_epoch, earlier_world = checkpoint["epoch"], checkpoint.get("processes", run.world)
+    if args.start_epoch is not None:
+        start_epoch = args.start_epoch
     net = data_parallel(model, device, lambda net: loss_of_noise(net, plan, device))
     workers = options.workers_a_process(args, run)
     loader = training_loader(folder, plan.views, args.total_batch, args.seed, workers)
     if rank() == 0:
         announce(args, run, plan, device, start_epoch, workers)
+        if earlier_world != run.world:
+            before, now = (args.total_batch // world for world in (earlier_world, run.world))
+            print(f"note: batch normalisation sees {now} images at a time, before the resume it saw {before}")
 
     for epoch in range(start_epoch, args.epochs):
         set_lr(optimizer, cosine_lr(args.lr, epoch, args.epochs))

@@ -111,7 +111,9 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys):
-        """Overwrites the oldest columns of the ring with `keys` (B x C, B <= K)."""
+        """Overwrites the oldest columns of the ring with `keys` (B x C); raises ValueError where B > K."""
+        if len(keys) > self.K:
+            raise ValueError(f"a batch of {len(keys)} keys does not fit into a queue of {self.K}")
         columns = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K
         self.queue.index_copy_(1, columns, keys.T.to(self.queue.dtype))
         self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)

@@ -26,6 +26,7 @@ class Launch:
     mode: "alone" (this process, no process group), "spawn" (we start them), "torchrun" (it has started this one).
     nodes, node: how many nodes, and which is this one. local: processes on this node.
     backend, url: of the process group; url None is a free place on this node. gpu: the one device to use, or None.
+    has_rank_0: whether this process is global rank 0 or is about to start it.
     """
 
     mode: str
@@ -35,16 +36,12 @@ class Launch:
     backend: str | None = None
     url: str | None = None
     gpu: int | None = None
+    has_rank_0: bool = True
 
     @property
     def world(self):
         """Processes of all nodes."""
         return self.nodes * self.local
-
-    @property
-    def has_rank_0(self):
-        """Whether this process is global rank 0 or is about to start it."""
-        return self.node == 0 and (self.mode != "torchrun" or os.environ["LOCAL_RANK"] == "0")
 
 
 def plan_launch(args, env=os.environ):
@@ -83,7 +80,9 @@ def plan_launch(args, env=os.environ):
     if gpus and local > gpus:
         raise LaunchError(f"--nproc {local}: the GPUs visible here number {gpus}; give {gpus} at most")
     _check_url(args.dist_url, env)
-    return Launch("spawn", args.world_size, args.rank, local, backend, args.dist_url, args.gpu)
+    return Launch(
+        "spawn", args.world_size, args.rank, local, backend, args.dist_url, args.gpu, has_rank_0=args.rank == 0
+    )
 
 
 def _plan_torchrun(args, env, backend, gpus):
@@ -105,7 +104,8 @@ def _plan_torchrun(args, env, backend, gpus):
         raise LaunchError(
             f"{env['WORLD_SIZE']} processes in all and {local} here; torchrun's nodes must run equally many"
         )
-    return Launch("torchrun", nodes, int(env["RANK"]) // local, local, backend, "env://")
+    rank = int(env["RANK"])
+    return Launch("torchrun", nodes, rank // local, local, backend, "env://", has_rank_0=rank == 0)
 
 
 def _check_url(url, env):

@@ -217,6 +217,8 @@ def test_queue_is_a_ring_for_a_batch_that_does_not_divide_K():
             expected[:, pointer] = key
             pointer = (pointer + 1) % 7
         assert torch.equal(model.queue, expected) and model.queue_ptr.item() == pointer
+    with pytest.raises(ValueError, match="a batch of 8 keys does not fit into a queue of 7"):
+        model.enqueue(torch.zeros(8, 2))
 
 
 def test_weights_are_a_function_of_the_seed_alone():

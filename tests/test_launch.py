@@ -43,16 +43,14 @@ def test_as_moco_does(gpus):
     assert plan(multiprocessing_distributed=True, dist_url=url) == Launch("spawn", 1, 0, 8, "nccl", url)
     assert plan(multiprocessing_distributed=True) == Launch("spawn", 1, 0, 8, "nccl", None)
     several = plan(multiprocessing_distributed=True, dist_url=url, world_size=4, rank=2)
-    assert several == Launch("spawn", 4, 2, 8, "nccl", url) and several.world == 32 and not several.has_rank_0
-    assert plan(world_size=2, rank=1, dist_url=url, gpu=1) == Launch("spawn", 2, 1, 1, "nccl", url, 1)
+    assert several == Launch("spawn", 4, 2, 8, "nccl", url, has_rank_0=False) and several.world == 32
+    assert plan(world_size=2, rank=0, dist_url=url, gpu=1) == Launch("spawn", 2, 0, 1, "nccl", url, 1)
     assert plan(nproc=2, dist_backend="gloo") == Launch("spawn", 1, 0, 2, "gloo", None)
 
 
-def test_torchrun_says_where(gpus, monkeypatch):
-    assert plan(TORCHRUN) == Launch("torchrun", 2, 1, 4, "gloo", "env://")
-    monkeypatch.setenv("LOCAL_RANK", "0")
+def test_torchrun_says_where(gpus):
+    assert plan(TORCHRUN) == Launch("torchrun", 2, 1, 4, "gloo", "env://", has_rank_0=False)
     assert plan({**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0"}).has_rank_0
-    monkeypatch.setenv("LOCAL_RANK", "1")
     assert not plan({**TORCHRUN, "RANK": "1"}).has_rank_0
 
 

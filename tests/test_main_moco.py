@@ -156,6 +156,10 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys):
     assert "1 of 2 epochs are done" in log and "Epoch: [1][1/2]" in log and "Epoch: [0]" not in log
     resumed = torch.load(tmp_path / "checkpoint__0001.pth.tar", weights_only=True)
     assert math.isclose(resumed["optimizer"]["param_groups"][0]["lr"], 0.5 * 0.5)  # half a cosine, half way
+    two = torch.load(tmp_path / "checkpoint__0000.pth.tar", weights_only=True) | {"processes": 2}
+    torch.save(two, tmp_path / "two.pth.tar")
+    log = run("--resume", str(tmp_path / "two.pth.tar"))
+    assert "batch normalisation sees 48 images at a time, before the resume it saw 24" in log
     log = run("--resume", str(tmp_path / "checkpoint__0001.pth.tar"), "--force")
     assert "2 of 2 epochs are done" in log and "Epoch: [" not in log
 
