@@ -11,9 +11,11 @@ from moco import checkpoint as ckpt
 from moco import launch, options
 from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.distributed import all_sum, data_parallel, from_rank_0, rank
-from moco.loader import ImageFolder, training_loader, validation_loader
+from moco.image_folder import ImageFolder
+from moco.loader import training_loader, validation_loader
 from moco.meters import AverageMeter, ProgressMeter, Stopwatch, accuracy, correct
 from moco.optim import LARS, cosine_lr, set_lr
+from moco.prefetch import finisher, prefetched
 from moco.views.normalize import normalize_images
 from moco.views.plan import baseline_plan
 
@@ -41,13 +43,18 @@ def prepare(args, run):
     if args.evaluate and not args.resume:
         raise ValueError("--evaluate needs --resume with a checkpoint of this script; --pretrained has no classifier")
     args.init_lr = args.lr * args.batch_size / 256
-    train, val = (ImageFolder(os.path.join(args.data, split)) for split in ("train", "val"))
+    val = ImageFolder(os.path.join(args.data, "val"))
+    if args.evaluate:
+        options.check_resume(args, run, lambda: build(args, len(val.classes)), any_options=True)
+        return None, val
+    train = ImageFolder(os.path.join(args.data, "train"))
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))[0]
         raise ValueError(f"train and val in {args.data!r} must have the same classes; {odd!r} is only in one of them")
     options.check_folder(train, args)
     args.images = len(train)
-    options.check_resume(args, run, lambda: build(args, len(train.classes)), any_options=args.evaluate)
+    options.check_resume(args, run, lambda: build(args, len(val.classes)))
+    options.check_output(args, run)
     if args.pretrained not in (None, "none") and run.has_rank_0:
         ckpt.backbone_for(models.get_model(args.arch), ckpt.read(args.pretrained), args.pretrained, args.arch)
     return train, val
@@ -71,8 +78,9 @@ def build(args, classes, device=None):
 def train(device, args, run, train_folder, val_folder):
     """One process of a run."""
     args.seed, args.resume = from_rank_0((args.seed, args.resume))
+    options.check_same_options(args)
     torch.backends.cudnn.benchmark = True
-    model, optimizer = build(args, len(train_folder.classes), device)
+    model, optimizer = build(args, len(val_folder.classes), device)
     start_epoch, best_acc1 = load(args, model, optimizer)
     if args.start_epoch is not None:
         start_epoch = args.start_epoch
@@ -86,13 +94,15 @@ def train(device, args, run, train_folder, val_folder):
         validate(model, val_loader, len(val_folder), args, device)
         return
 
-    crop_and_flip = asym_aug_plan(baseline_plan(args.crop_size)).target
-    loader = training_loader(train_folder, crop_and_flip, args.total_batch, args.seed, workers, drop_last=False)
+    views = asym_aug_plan(baseline_plan(args.crop_size)).target  # crop and flip
+    loader = training_loader(
+        train_folder, views, args.total_batch, args.seed, workers, drop_last=False, augment_on=args.augment_on
+    )
     frozen = frozen_tensors(model)
     for epoch in range(start_epoch, args.epochs):
         set_lr(optimizer, cosine_lr(args.init_lr, epoch, args.epochs))
         loader.batch_sampler.epoch = epoch
-        train_epoch(net, optimizer, loader, epoch, args, device)
+        train_epoch(net, optimizer, loader, views, epoch, args, device)
         acc1 = validate(model, val_loader, len(val_folder), args, device)
         if epoch == start_epoch:
             check_frozen(frozen, model)
@@ -110,6 +120,8 @@ def load(args, model, optimizer):
     if args.resume:
         checkpoint = ckpt.read_on_all_ranks(args.resume)
         ckpt.restore(checkpoint, model, optimizer)
+        if args.pretrained and rank() == 0:
+            print(f"note: --pretrained {args.pretrained!r} is not used, the backbone is the resumed checkpoint's")
         return checkpoint["epoch"], checkpoint.get("best_acc1", 0.0)
     if args.pretrained == "none":
         if rank() == 0:
@@ -122,15 +134,14 @@ def load(args, model, optimizer):
     return 0, 0.0
 
 
-def train_epoch(net, optimizer, loader, epoch, args, device):
+def train_epoch(net, optimizer, loader, views, epoch, args, device):
     """An epoch's steps. The meters show global rank 0's share of the batch, as MoCo's do."""
     net.eval()  # all of it: the backbone's BN must not move, and only `fc` trains
     watch, losses = Stopwatch(), AverageMeter("Loss", ":.4e")
     top1, top5 = AverageMeter("Acc@1", ":6.2f"), AverageMeter("Acc@5", ":6.2f")
     progress = ProgressMeter(len(loader), [watch.batch_time, watch.data_time, losses, top1, top5], f"Epoch: [{epoch}]")
-    for i, ((images,), target) in enumerate(watch.waiting(loader)):
-        images = normalize_images(images.to(device, non_blocking=True))
-        target = target.to(device, non_blocking=True)
+    finish = finisher(views, args.augment_on, device)
+    for i, ((images,), target) in enumerate(prefetched(watch.waiting(loader), finish, device)):
         output = net(images)
         loss = F.cross_entropy(output, target)
         optimizer.zero_grad()
@@ -143,6 +154,8 @@ def train_epoch(net, optimizer, loader, epoch, args, device):
         watch.step_ended()
         if rank() == 0 and i % args.print_freq == 0:
             progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
+    if rank() == 0:
+        options.advise(watch, args)
 
 
 @torch.no_grad()

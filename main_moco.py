@@ -17,11 +17,12 @@ from moco.asymmetry.multicrop import contrastive_loss, multicrop_plan
 from moco.asymmetry.scalemix import scalemix_plan
 from moco.builder import MoCo
 from moco.distributed import data_parallel, from_rank_0, rank
-from moco.loader import ImageFolder, training_loader
+from moco.image_folder import ImageFolder
+from moco.loader import training_loader
 from moco.meters import AverageMeter, ProgressMeter, Stopwatch, accuracy
 from moco.optim import cosine_lr, set_lr
 from moco.options import number
-from moco.views.normalize import normalize_images
+from moco.prefetch import finisher, prefetched
 from moco.views.plan import baseline_plan
 
 
@@ -39,6 +40,12 @@ def build_parser():
         "--moco-t", metavar="T", default=0.2, type=number(float, 0, exclusive=True), help="softmax temperature"
     )
 
+    add_designs(parser)
+    return parser
+
+
+def add_designs(parser):
+    """Adds the --enable flags."""
     designs = parser.add_argument_group("asymmetric designs")
     designs.add_argument("--enable-multicrop", action="store_true", help="source: 6 more low-resolution views")
     designs.add_argument("--enable-scalemix", action="store_true", help="source: a view made of two, by a box mask")
@@ -52,33 +59,30 @@ def build_parser():
         "--asym-bn-group", metavar="N", default=8, type=number(int, 1), help="devices that AsymBN normalises over"
     )
     designs.add_argument("--enable-mean-encoding", action="store_true", help="target: mean encoding of 2 views")
-    return parser
 
 
 def main(argv=None):
-    args, run, folder = options.parse(build_parser(), prepare, argv)
+    args, run, folder = options.parse(build_parser(), prepare, argv, least=2)  # batch normalisation needs 2 images
     launch.run(train, run, args, run, folder)
 
 
 def prepare(args, run):
     """Checks at the door what this script alone knows; returns the ImageFolder."""
-    if os.path.basename(args.tag) != args.tag:
-        raise ValueError(f"--tag {args.tag!r} is part of a file name and must not hold a path separator")
+    if os.path.basename(args.tag) != args.tag or len(os.fsencode(args.tag)) > 200:
+        raise ValueError(f"--tag {args.tag!r} is part of a file name: 200 bytes at most, no path separator")
     if args.moco_k < args.total_batch:
         raise ValueError(
             f"--moco-k {args.moco_k} is smaller than a batch of {args.total_batch}; give as much at least"
         )
-    if args.batch_size // run.local < 2:
-        raise ValueError(
-            f"--batch-size {args.batch_size} gives {run.local} processes one image each and BN needs "
-            f"2; give {2 * run.local} at least"
-        )
+    if 4 * args.moco_k * args.moco_dim > launch.memory():
+        raise ValueError(f"--moco-k {args.moco_k} times --moco-dim {args.moco_dim} keys do not fit into the memory")
     if args.enable_asym_bn:
         check_group(args.asym_bn_group, run.world)
     folder = ImageFolder(os.path.join(args.data, "train"))
     options.check_folder(folder, args)
     args.images = len(folder)
     options.check_resume(args, run, lambda: build(args))
+    options.check_output(args, run)
     return folder
 
 
@@ -111,6 +115,7 @@ def build(args, group=None, device=None):
 def train(device, args, run, folder):
     """One process of a run."""
     args.seed, args.resume = from_rank_0((args.seed, args.resume))
+    options.check_same_options(args)
     torch.backends.cudnn.benchmark = True
     plan = view_plan(args)
     group = asym_bn_group(args.asym_bn_group) if args.enable_asym_bn else None
@@ -124,7 +129,7 @@ def train(device, args, run, folder):
         start_epoch = args.start_epoch
     net = data_parallel(model, device, lambda net: loss_of_noise(net, plan, device))
     workers = options.workers_a_process(args, run)
-    loader = training_loader(folder, plan.views, args.total_batch, args.seed, workers)
+    loader = training_loader(folder, plan.views, args.total_batch, args.seed, workers, augment_on=args.augment_on)
     if rank() == 0:
         announce(args, run, plan, device, start_epoch, workers)
         if earlier_world != run.world:
@@ -148,9 +153,9 @@ def train_epoch(net, optimizer, loader, plan, epoch, args, device):
     top1, top5 = AverageMeter("Acc@1", ":6.2f"), AverageMeter("Acc@5", ":6.2f")
     meters = [watch.batch_time, watch.data_time, loss_meter, top1, top5]
     progress = ProgressMeter(len(loader), meters, f"Epoch: [{epoch}]")
+    finish = finisher(plan.views, args.augment_on, device)
 
-    for i, (views, _) in enumerate(watch.waiting(loader)):
-        views = [normalize_images(view.to(device, non_blocking=True)) for view in views]
+    for i, (views, _) in enumerate(prefetched(watch.waiting(loader), finish, device)):
         logits, labels = net(*plan.split(views), step=epoch * len(loader) + i)
         loss = contrastive_loss(logits, labels)
         optimizer.zero_grad()
@@ -163,6 +168,8 @@ def train_epoch(net, optimizer, loader, plan, epoch, args, device):
         watch.step_ended()
         if rank() == 0 and i % args.print_freq == 0:
             progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
+    if rank() == 0:
+        options.advise(watch, args)
 
 
 def loss_of_noise(net, plan, device):
@@ -181,6 +188,8 @@ def announce(args, run, plan, device, start_epoch, workers):
         "MeanEnc": args.enable_mean_encoding,
     }
     print(f"designs: {', '.join(name for name, on in flags.items() if on) or 'none, the MoCo v2 baseline'}")
+    if args.enable_asym_bn and run.world == 1:
+        print("note: AsymBN changes nothing with one process, whose batch normalisation sees the whole batch anyway")
     print(plan)
     options.announce(args, run, device, start_epoch, workers)
     print(f"loss of a blind guess: ln(K + 1) = {math.log(args.moco_k + 1):.4f}", flush=True)

@@ -9,7 +9,6 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from moco.asymmetry.asym_bn import synchronize_projector
 from moco.asymmetry.mean_encoding import mean_encoding
@@ -46,7 +45,6 @@ class MoCo(nn.Module):
         super().__init__()
         self.K, self.m, self.T, self.seed = K, m, T, seed
         self.step = 0  # counts forwards where the caller does not; addresses the shuffle, never saved
-        self.average = get_ema_multi_avg_fn(m)
 
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
@@ -91,7 +89,8 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def update_momentum_encoder(self):
         """k = m k + (1 - m) q for all parameters, in one fused update; buffers are encoder_k's own."""
-        self.average(list(self.encoder_k.parameters()), list(self.encoder_q.parameters()), None)
+        k, q = (list(encoder.parameters()) for encoder in (self.encoder_k, self.encoder_q))
+        torch._foreach_lerp_(k, q, 1 - self.m)
 
     @torch.no_grad()
     def encode_keys(self, im_k, step):
@@ -99,7 +98,7 @@ class MoCo(nn.Module):
         shuffle = BatchShuffle(len(im_k), len(im_k[0]), self.seed, step)
         k = self.encoder_k(shuffle.shuffle(torch.cat(im_k)))  # (views N) x C
         k = shuffle.gather_unshuffled(k)  # views x B x C
-        return normalize(mean_encoding(k))
+        return normalize(mean_encoding(at_least_fp32(k)))
 
     def contrast(self, q, k):
         """[q.k, q.queue] / T for each view's queries: list of N x C and N x C to list of N x (1 + K)."""
@@ -126,6 +125,11 @@ def add_projector(encoder):
     return encoder
 
 
+def at_least_fp32(x):
+    """`x` as it is in float32 or float64, what is below in float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def normalize(x):
     """Rows of N x C to norm 1, never below fp32."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+    return F.normalize(at_least_fp32(x), dim=1)

@@ -21,6 +21,11 @@ LABELS = {  # of the stored options that are not one flag
 }
 
 
+def label(name):
+    """A stored option's name as a message says it."""
+    return LABELS.get(name, "--" + name.replace("_", "-"))
+
+
 class CheckpointError(ValueError):
     """A checkpoint that can't serve; the message says why and what would."""
 
@@ -68,6 +73,9 @@ def read(path):
         raise CheckpointError(f"can't read the checkpoint {path!r}: {reason}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"the checkpoint {path!r} holds a {type(checkpoint).__name__}, not a dict")
+    for key, part in (("state_dict", checkpoint.get("state_dict", {})), ("options", checkpoint.get("options", {}))):
+        if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
+            raise CheckpointError(f"the checkpoint {path!r} has a {key!r} that is not a dict of names")
     return checkpoint
 
 
@@ -122,10 +130,9 @@ def check_resumable(checkpoint, path, model, optimizer, options, force=False):
         return
     for name, value in checkpoint.get("options", {}).items():
         if name in options and options[name] != value:
-            flag = LABELS.get(name, "--" + name.replace("_", "-"))
             raise CheckpointError(
-                f"{flag} is {options[name]}, but the checkpoint {path!r} was trained with {value}; give that value, "
-                "or --force to go on with another"
+                f"{label(name)} is {options[name]}, but the checkpoint {path!r} was trained with {value}; "
+                "give that value, or --force to go on with another"
             )
 
 
@@ -164,7 +171,8 @@ def backbone_of(checkpoint, path):
         CheckpointError: the file holds no tensors.
     """
     state = checkpoint.get("state_dict", checkpoint)
-    state = {n.removeprefix(PREFIX): t for n, t in state.items() if isinstance(t, torch.Tensor)}
+    tensors = {n: t for n, t in state.items() if isinstance(n, str) and isinstance(t, torch.Tensor)}
+    state = {n.removeprefix(PREFIX): t for n, t in tensors.items()}
     if not state:
         raise CheckpointError(f"the checkpoint {path!r} holds no tensors")
     if any(name.startswith("encoder_q.") for name in state):

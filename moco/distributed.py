@@ -70,6 +70,15 @@ def data_parallel(model, device, loss_of):
     return net
 
 
+def from_all(value):
+    """Every rank's `value`, a small picklable object, as a list by rank."""
+    if not is_initialized():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def check_equal(tensors):
     """Compares a dict of tensors over all ranks, to the bit.
 
@@ -80,9 +89,7 @@ def check_equal(tensors):
         name: hashlib.blake2b(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
         for name, t in tensors.items()
     }
-    everywhere = [None] * world_size()
-    dist.all_gather_object(everywhere, digests)
-    for r, theirs in enumerate(everywhere):
+    for r, theirs in enumerate(everywhere := from_all(digests)):
         for name, digest in everywhere[0].items():
             if theirs.get(name) != digest:
                 raise RuntimeError(f"{name} differs between rank 0 and rank {r}; all ranks must start alike")

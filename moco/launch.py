@@ -4,6 +4,7 @@ Everything that can be refused is refused in `plan_launch`, before a process is 
 """
 
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -127,6 +128,11 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory():
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def run(worker, launch, *args):
     """Calls `worker(device, *args)` in every process of this node and waits for all of them.
 
@@ -155,6 +161,9 @@ def _device(index):
 
 
 def _join_group(local_rank, worker, launch, url, args):
+    if launch.mode == "spawn":
+        # The launcher's death is signalled by SIGINT, which a shell's background job would have us ignore.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     device = _device(local_rank if launch.gpu is None else launch.gpu)
     rank = launch.node * launch.local + local_rank
     where = {}  # torchrun's environment says

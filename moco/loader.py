@@ -1,93 +1,31 @@
-"""Image folders, the views of an image, and the batches of a step.
+"""The views of an image and the batches of a step, from the decoded file to the network's input.
 
 The order of the samples and every view are functions of (seed, epoch, index), never of how many draws came
 before: a result does not depend on the number of workers, and a resumed run repeats the uninterrupted one.
 """
 
 import math
-import os
 import random
 import sys
+from itertools import accumulate
 
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image, ImageFilter
-from torch.utils.data import DataLoader, Dataset
+from PIL import ImageFilter
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from moco.distributed import rank, world_size
 from moco.randomness import ORDER, VIEWS, generator
 from moco.views.draw import draw_view, uniforms_needed
 from moco.views.on_pil import render
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-
-
-class ImageFolder:
-    """The images of `root/CLASS/**`, in the order and with the labels of torchvision's ImageFolder.
-
-    Kept in three arrays rather than in Python objects, whose reference counts would copy the list into every
-    worker (PyTorch issue 13246).
-
-    Attributes:
-        root: the folder. classes: sorted names of the class folders. labels: int32, an index of `classes` an image.
-
-    Raises:
-        FileNotFoundError: `root` is missing, or has no class folders, or a class has no image.
-    """
-
-    def __init__(self, root):
-        self.root = os.fspath(root)
-        if not os.path.isdir(self.root):
-            raise FileNotFoundError(f"no folder {self.root!r}; it must hold one folder of images a class")
-        self.classes = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
-        if not self.classes:
-            raise FileNotFoundError(f"no class folders in {self.root!r}; it must hold one folder of images a class")
-        paths, ends, labels = bytearray(), [0], []
-        for label, name in enumerate(self.classes):
-            before = len(labels)
-            for folder, _, files in sorted(os.walk(os.path.join(self.root, name), followlinks=True)):
-                prefix = os.path.relpath(folder, self.root)
-                for file in sorted(files):
-                    if file.lower().endswith(EXTENSIONS):
-                        paths += os.fsencode(os.path.join(prefix, file))
-                        ends.append(len(paths))
-                        labels.append(label)
-            if len(labels) == before:
-                raise FileNotFoundError(
-                    f"no images in {os.path.join(self.root, name)!r}; remove it or add some ({', '.join(EXTENSIONS)})"
-                )
-        self._paths = np.frombuffer(bytes(paths), dtype=np.uint8)
-        self._ends = np.array(ends, dtype=np.int64)
-        self.labels = np.array(labels, dtype=np.int32)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def path(self, index):
-        """The file of image `index`."""
-        start, end = self._ends[index], self._ends[index + 1]
-        return os.path.join(self.root, os.fsdecode(self._paths[start:end].tobytes()))
-
-    def load(self, index):
-        """Decodes image `index` to RGB, whatever its mode.
-
-        Raises:
-            OSError: it can't be decoded; the message names the file.
-        """
-        path = self.path(index)
-        try:
-            with open(path, "rb") as file:
-                return Image.open(file).convert("RGB")
-        except Exception as error:
-            raise OSError(f"can't decode the image {path!r}: {error}") from error
+from moco.views.on_tensor import Layout
 
 
-class RandomViews(Dataset):
-    """Each image's views, drawn as the Views say.
+class Drawn(Dataset):
+    """An ImageFolder and the Views of its images, drawn anew each epoch.
 
-    Items are addressed by (epoch, index), so that workers that live for many epochs know the epoch. An item is
-    (views, label): a list of uint8 tensors, 3 x size x size, in the order of `views`, and an int.
+    Items are addressed by (epoch, index), so that workers that live for many epochs know the epoch.
 
     Args:
         folder: an ImageFolder. views: tuple of View. seed: of the draws.
@@ -95,21 +33,66 @@ class RandomViews(Dataset):
 
     def __init__(self, folder, views, seed):
         self.folder, self.views, self.seed = folder, views, seed
-        self.needed = [uniforms_needed(view) for view in views]
+        self.ends = list(accumulate(uniforms_needed(view) for view in views))
 
     def __len__(self):
         return len(self.folder)
 
+    def draws(self, epoch, index, width, height):
+        """The Draws of an image, one a view, for its size in pixels."""
+        u = generator(VIEWS, self.seed, epoch, index).random(self.ends[-1]).tolist()
+        starts = [0, *self.ends]
+        return [
+            draw_view(view, width, height, u[start:end])
+            for view, start, end in zip(self.views, starts, self.ends, strict=False)
+        ]
+
+
+class RandomViews(Drawn):
+    """The views, made by Pillow: the reference path.
+
+    An item is (views, label): a list of uint8 tensors, 3 x size x size, in the order of `views`, and an int.
+    """
+
     def __getitem__(self, address):
         epoch, index = address
         image = self.folder.load(index)
-        u = generator(VIEWS, self.seed, epoch, index).random(sum(self.needed)).tolist()
-        views, start = [], 0
-        for view, n in zip(self.views, self.needed, strict=True):
-            draw = draw_view(view, *image.size, u[start : start + n])
-            views.append(render(draw, view.size, image))
-            start += n
-        return views, int(self.folder.labels[index])
+        draws = self.draws(epoch, index, *image.size)
+        return [render(d, v.size, image) for d, v in zip(draws, self.views, strict=True)], int(
+            self.folder.labels[index]
+        )
+
+
+class RandomCrops(Drawn):
+    """The views' crops and what is left to do with them, for `views.on_tensor`: the fast path.
+
+    Items come a batch at a time: (crops, rows, labels) with crops a dict of size to N x R x size x size x 3, uint8, R
+    the crops of that size an image, rows N x (all R) x COLUMNS, float32, and labels N, long.
+    """
+
+    def __init__(self, folder, views, seed):
+        super().__init__(folder, views, seed)
+        self.layout = Layout(views)
+
+    def __getitems__(self, addresses):
+        n = len(addresses)
+        crops = {size: shared_empty(n, len(rows), size, size, 3) for size, rows in self.layout.rows.items()}
+        rows = []
+        for i, (epoch, index) in enumerate(addresses):
+            image = self.folder.load_tensor(index)
+            draws = self.draws(epoch, index, image.shape[1], image.shape[0])
+            self.layout.crop(image, draws, {size: x[i] for size, x in crops.items()})
+            rows.append(self.layout.rows_of(draws))
+        labels = self.folder.labels[[index for _, index in addresses]]
+        return crops, torch.tensor(rows), torch.from_numpy(labels).long()
+
+
+def shared_empty(*shape):
+    """An uninitialised uint8 tensor; in a data worker in shared memory, which saves the copy on the way out."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class CentralViews(Dataset):
@@ -160,16 +143,24 @@ class EpochBatches:
             yield [(self.epoch, int(i)) for i in batch[rank() * share : (rank() + 1) * share]]
 
 
-def training_loader(folder, views, batch, seed, workers, drop_last=True):
+def training_loader(folder, views, batch, seed, workers, drop_last=True, augment_on="cpu"):
     """DataLoader of an epoch's batches; set `loader.batch_sampler.epoch` before iterating.
 
-    A batch is (views, labels): a list of uint8 tensors, N x 3 x size x size, one a View, and N, long.
+    A batch goes through `finish` on its way to the network.
 
     Args:
         folder: an ImageFolder. views: tuple of View. batch: images of all processes a step. workers: of this process.
+        augment_on: "cpu", everything by Pillow in the workers, or "device", where the workers only crop.
     """
     batches = EpochBatches(len(folder), batch, seed, drop_last)
-    return _loader(RandomViews(folder, views, seed), workers, batch_sampler=batches)
+    if augment_on == "cpu":
+        return _loader(RandomViews(folder, views, seed), workers, batch_sampler=batches)
+    return _loader(RandomCrops(folder, views, seed), workers, batch_sampler=batches, collate_fn=as_it_is)
+
+
+def as_it_is(batch):
+    """The collation of what is a batch already."""
+    return batch
 
 
 def validation_loader(folder, size, batch, workers):

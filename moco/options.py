@@ -10,6 +10,7 @@ import torch
 from torchvision import models
 
 from moco import checkpoint as ckpt
+from moco.distributed import from_all
 from moco.launch import cores, plan_launch
 
 # The networks of torchvision whose classifier is a Linear `fc` and that return one tensor in training.
@@ -20,8 +21,11 @@ ARCH_MODULES = (models.resnet, models.regnet, models.shufflenetv2)
 FREE = {
     *("data", "workers", "print_freq", "resume", "force", "output_dir", "tag", "start_epoch", "batch_size"),
     *("multiprocessing_distributed", "nproc", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
-    *("pretrained", "evaluate"),
+    *("pretrained", "evaluate", "fast"),
 }
+DEPENDENT = {"asym_bn_group": "enable_asym_bn", "mini_crop_size": "enable_multicrop"}  # without effect unless it is on
+
+WAIT_WORTH_A_WORD = 0.2  # share of an epoch
 
 
 def architectures():
@@ -125,6 +129,17 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay):
     parser.add_argument("--output-dir", metavar="DIR", default=".", help="folder for the checkpoints")
     parser.add_argument("--crop-size", metavar="PX", default=224, type=some, help="side of the full-size views")
 
+    parser.add_argument(
+        "--augment-on",
+        choices=["cpu", "device"],
+        help="cpu (default): all by Pillow in the workers, as in the paper; device: the workers only decode and crop",
+    )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="turn on all that is faster and equal in distribution, though not to the bit: --augment-on device",
+    )
+
     group = parser.add_argument_group("processes (under torchrun none of these is needed)")
     group.add_argument(
         "--multiprocessing-distributed", action="store_true", help="start one process a GPU of this node, as in MoCo"
@@ -141,13 +156,14 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay):
     group.add_argument("--gpu", metavar="N", type=whole, help="the one GPU to use")
 
 
-def parse(parser, prepare, argv=None):
+def parse(parser, prepare, argv=None, least=1):
     """Parses a command line and passes every check at the door; exits with one line and code 2 where one fails.
 
     Args:
         parser: a Parser with the shared flags.
         prepare: called as `prepare(args, launch)` for the script's own checks; raises ValueError or OSError where one
             fails, and what it returns is passed on.
+        least: images that a process needs in a batch.
 
     Returns:
         (args, launch, what `prepare` returned). `args.seed` is set on global rank 0's node.
@@ -155,21 +171,21 @@ def parse(parser, prepare, argv=None):
     args = parser.parse_args(argv)
     try:
         launch = plan_launch(args)
+        args.augment_on = args.augment_on or ("device" if args.fast else "cpu")
         args.total_batch = args.batch_size * launch.nodes
-        if args.batch_size % launch.local:
+        if args.batch_size % launch.local or args.batch_size < least * launch.local:
             raise ValueError(
-                f"--batch-size {args.batch_size} is not divisible by the {launch.local} processes of this node; "
-                f"give {args.batch_size // launch.local * launch.local or launch.local}"
+                f"--batch-size {args.batch_size} does not give each of the {launch.local} processes of this node the "
+                f"same number of images, {least} at least; give "
+                f"{max(args.batch_size // launch.local, least) * launch.local}"
             )
         if args.start_epoch is not None and args.start_epoch >= args.epochs:
             raise ValueError(
                 f"--start-epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}, it counts from 0"
             )
         prepared = prepare(args, launch)
-        if launch.has_rank_0:
-            _check_writable(args.output_dir)
-            if args.seed is None:
-                args.seed = secrets.randbits(31)
+        if launch.has_rank_0 and args.seed is None:
+            args.seed = secrets.randbits(31)
     except (ValueError, OSError) as error:
         parser.error(error)
     return args, launch, prepared
@@ -198,12 +214,31 @@ def check_resume(args, launch, build, any_options=False):
     checkpoint = ckpt.read(args.resume)
     if args.seed is None:
         args.seed = checkpoint.get("options", {}).get("seed", secrets.randbits(31))
-    ckpt.check_resumable(checkpoint, args.resume, *build(), result_options(args), args.force or any_options)
+    force = args.force or any_options
+    ckpt.check_resumable(checkpoint, args.resume, *build(), result_options(args), force)
+    if not force and args.start_epoch not in (None, checkpoint["epoch"]):
+        raise ValueError(
+            f"--start-epoch is {args.start_epoch}, but the checkpoint {args.resume!r} has finished "
+            f"{checkpoint['epoch']} epochs; leave the flag out, or give --force"
+        )
 
 
 def result_options(args):
     """Every option that changes a run's result, by name; a checkpoint keeps them for the comparison at its resume."""
-    return {name: value for name, value in vars(args).items() if name not in FREE}
+    idle = {name for name, design in DEPENDENT.items() if not getattr(args, design, False)}
+    return {name: value for name, value in vars(args).items() if name not in FREE | idle}
+
+
+def check_same_options(args):
+    """Compares what changes the result over all ranks, which several nodes' command lines may set apart.
+
+    Raises:
+        RuntimeError: on every rank, where a flag differs; names it and both values.
+    """
+    for r, theirs in enumerate(everywhere := from_all(result_options(args))):
+        for name, value in everywhere[0].items():
+            if theirs.get(name) != value:
+                raise RuntimeError(f"{ckpt.label(name)} is {value} on rank 0, but {theirs.get(name)} on rank {r}")
 
 
 def workers_a_process(args, launch):
@@ -213,6 +248,8 @@ def workers_a_process(args, launch):
 
 def announce(args, launch, device, start_epoch, workers):
     """Prints where and on what this run goes on."""
+    if args.fast:
+        print(f"fast: --augment-on {args.augment_on}")
     print(f"seed: {args.seed}")
     gpus = torch.cuda.device_count()
     name = f"{torch.cuda.get_device_name(device)}, {gpus} here" if device.type == "cuda" else f"CPU, {cores()} cores"
@@ -222,7 +259,21 @@ def announce(args, launch, device, start_epoch, workers):
         print(f"resumed {args.resume!r}: {start_epoch} of {args.epochs} epochs are done", flush=True)
 
 
-def _check_writable(folder):
+def advise(watch, args):
+    """Prints a line where an epoch went into waiting for data, by its Stopwatch."""
+    share = watch.data_time.sum / max(watch.batch_time.sum, 1e-9)
+    if share > WAIT_WORTH_A_WORD:
+        ways = ["--augment-on device"] * (args.augment_on == "cpu") + ["more --workers"] * (args.workers < cores())
+        print(
+            f"note: {share:.0%} of this epoch went into waiting for data; try {' or '.join(ways) or 'more CPU cores'}"
+        )
+
+
+def check_output(args, launch):
+    """Makes the folder for the checkpoints, where this process or one that it starts will write them."""
+    folder = args.output_dir
+    if not launch.has_rank_0:
+        return
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:

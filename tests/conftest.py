@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from moco import options
+from moco.launch import Launch
 from moco.tools import fake_imagenet
 
 
@@ -27,6 +29,14 @@ def run_ranks(function, world, *args):
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_one_rank, (function, world, folder, args), nprocs=world, start_method="forkserver")
         return [torch.load(os.path.join(folder, f"{r}.pt"), weights_only=False) for r in range(world)]
+
+
+def script_in_rank(script, words):
+    """Runs `main_moco` or `main_lincls` as one of the processes of `run_ranks`, which may have patched it before."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    script.launch.run = lambda worker, launch, *args: worker(torch.device("cpu"), *args)
+    options.plan_launch = lambda args: Launch("spawn", local=world, backend="gloo", has_rank_0=rank == 0)
+    script.main([*words, "-j", "0"])
 
 
 @pytest.fixture(autouse=True)

@@ -2,16 +2,19 @@
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
+from moco import builder
+from moco.asymmetry.mean_encoding import mean_encoding
 from moco.asymmetry.multicrop import contrastive_loss
 from moco.builder import MoCo
+from moco.distributed import data_parallel
 from tests.conftest import run_ranks
 
 N, DIM, K, M, T, LR, STEPS, SEED = 4, 8, 20, 0.9, 0.2, 0.1, 3, 5
@@ -49,7 +52,7 @@ def our_steps(design, world):
     """A few steps on one rank; returns everything the oracle computes."""
     n_q, n_mini, n_k, asym_bn = views_of(design)
     model = MoCo(TinyNet, DIM, K, M, T, asym_bn, seed=SEED).double()
-    net = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
+    net = data_parallel(model, torch.device("cpu"), lambda net: loss_of_noise(net, n_q, n_mini, n_k))
     rank = torch.distributed.get_rank() if world > 1 else 0
     optimizer = torch.optim.SGD(model.parameters(), LR)
     out = []
@@ -67,6 +70,11 @@ def our_steps(design, world):
         state = {k: v.clone() for k, v in model.state_dict().items()}
         out.append((([x.detach() for x in logits]), loss.item(), grads, state))
     return out
+
+
+def loss_of_noise(net, *counts):
+    views = [[torch.randn(2, 3, 9, 9, dtype=torch.float64)] * n for n in counts]
+    return contrastive_loss(*net(*views, step=0), counts[0])
 
 
 def oracle_projector_bn(bn, x_of_devices):
@@ -239,6 +247,32 @@ def test_logits_are_at_least_fp32_under_autocast():
         logits, labels = model(im, [], im)
     assert logits[0].dtype == torch.float32 and model.queue.dtype == torch.float32
     assert logits[0].shape == (4, 1 + K) and labels[0].tolist() == [0] * 4
+
+
+def test_the_momentum_may_change_on_the_way():
+    model = MoCo(TinyNet, DIM, K, m=0.999)
+    with torch.no_grad():
+        for p in model.encoder_q.parameters():
+            p.add_(1)
+    before = [p.clone() for p in model.encoder_k.parameters()]
+    for m in (0.9, 0.0):
+        model.m = m
+        model.update_momentum_encoder()
+        now = list(zip(before, model.encoder_k.parameters(), model.encoder_q.parameters(), strict=True))
+        for old, k, q in now:
+            torch.testing.assert_close(k, m * old + (1 - m) * q)
+        before = [k.clone() for _, k, _ in now]
+    pickle.loads(pickle.dumps(model))
+
+
+def test_mean_encoding_averages_in_fp32_under_autocast(monkeypatch):
+    seen = []
+    monkeypatch.setattr(builder, "mean_encoding", lambda k: seen.append(k.dtype) or mean_encoding(k))
+    model = MoCo(TinyNet, DIM, K)
+    im = torch.randn(4, 3, 12, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model([im], [], [im, im])
+    assert seen == [torch.float32]
 
 
 def test_steps_count_themselves_and_are_not_saved():

@@ -120,6 +120,21 @@ def unequal_ranks():
         return str(error)
 
 
+def own_statistics():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    net = data_parallel(model, torch.device("cpu"), lambda net: net(torch.ones(2, 2)).sum())
+    for step in range(2):
+        x = torch.randn(4, 2, generator=torch.Generator().manual_seed(10 * step + dist.get_rank()))
+        net(x).sum().backward()
+    return model[1].running_mean
+
+
+def test_a_step_leaves_each_ranks_buffers_alone():
+    first, second = run_ranks(own_statistics, 2)
+    assert not torch.equal(first, second)
+
+
 def test_ranks_that_differ_are_named():
     for message in run_ranks(unequal_ranks, 2):
         assert "queue differs between rank 0 and rank 1" in message

@@ -7,7 +7,8 @@ from torch import nn
 
 from moco.asymmetry.multicrop import contrastive_loss
 from moco.builder import MoCo
-from moco.loader import ImageFolder, training_loader
+from moco.image_folder import ImageFolder
+from moco.loader import training_loader
 from moco.views.normalize import normalize_images
 from moco.views.plan import baseline_plan
 

@@ -1,67 +1,19 @@
 """Image folders against torchvision's, and batches that depend on their address alone."""
 
-import os
 import random
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from torchvision.datasets import ImageFolder as TorchvisionFolder
 from torchvision.transforms import v2
 
 from moco import loader
 from moco.asymmetry.multicrop import multicrop_plan
-from moco.loader import CentralViews, CropsTransform, EpochBatches, GaussianBlur, ImageFolder
+from moco.image_folder import ImageFolder
+from moco.loader import CentralViews, CropsTransform, EpochBatches, GaussianBlur
 from moco.views.plan import baseline_plan
 
 PLAN = multicrop_plan(baseline_plan(24), 12)
-
-
-def test_folder_lists_what_torchvision_lists(imagenet, tmp_path):
-    nested = tmp_path / "data"
-    for path in ("b/2.PNG", "b/deep/er/1.jpeg", "a/é.jpg", "a/b.webp", "a/notes.txt"):
-        (nested / path).parent.mkdir(parents=True, exist_ok=True)
-        (nested / path).write_bytes(b"")
-    for root in (imagenet / "train", nested):
-        ours, theirs = ImageFolder(root), TorchvisionFolder(root)
-        assert ours.classes == theirs.classes and len(ours) == len(theirs)
-        assert [(os.path.normpath(ours.path(i)), ours.labels[i]) for i in range(len(ours))] == theirs.samples
-
-
-def test_folder_is_a_few_arrays(imagenet):
-    folder = ImageFolder(imagenet / "train")
-    arrays = [value for value in vars(folder).values() if isinstance(value, np.ndarray)]
-    others = [value for value in vars(folder).values() if not isinstance(value, np.ndarray)]
-    names = sum(len(os.path.relpath(folder.path(i), folder.root)) for i in range(len(folder)))
-    assert sum(a.nbytes for a in arrays) <= names + 12 * (len(folder) + 1)
-    assert all(len(value) <= max(len(folder.root), len(folder.classes)) for value in others)
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda root: None, "no folder"),
-        (lambda root: root.mkdir(), "no class folders"),
-        (lambda root: (root / "cat").mkdir(parents=True), "no images in .*cat"),
-    ],
-)
-def test_folders_that_can_not_serve(tmp_path, make, message):
-    make(tmp_path / "train")
-    with pytest.raises(FileNotFoundError, match=message):
-        ImageFolder(tmp_path / "train")
-
-
-def test_every_mode_becomes_rgb(tmp_path):
-    (tmp_path / "a").mkdir()
-    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8))
-    for mode, ending in (("L", "png"), ("P", "png"), ("RGBA", "png"), ("LA", "png"), ("CMYK", "jpg"), ("1", "png")):
-        rgb.convert(mode).save(tmp_path / "a" / f"{mode}.{ending}")
-    folder = ImageFolder(tmp_path)
-    for i in range(len(folder)):
-        image = folder.load(i)
-        assert image.mode == "RGB" and image.size == (7, 9)
-    assert len(folder) == 6
 
 
 def test_an_image_that_can_not_be_decoded_is_named(tmp_path):

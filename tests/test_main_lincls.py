@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,12 @@ from torchvision import models, transforms
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 import main_lincls
+from moco.image_folder import ImageFolder
+from moco.loader import EpochBatches, RandomViews
+from moco.views.normalize import normalize_images
+from moco.views.plan import View
 from tests import readme
+from tests.conftest import run_ranks, script_in_rank
 
 ROOT = os.path.dirname(readme.README)
 
@@ -80,36 +86,84 @@ def test_the_learning_rate_follows_the_batch_and_the_cosine(imagenet, tmp_path, 
     assert rates == pytest.approx([start, start * 0.75, start * 0.25])
 
 
+def kept(words):
+    """Runs main_lincls.py in this rank; rank 0 keeps the checkpoint of each epoch."""
+    save, checkpoints = main_lincls.ckpt.save, []
+
+    def keeping(checkpoint, path):
+        checkpoints.append(copy.deepcopy(checkpoint))
+        save(checkpoint, path)
+
+    main_lincls.ckpt.save = keeping
+    try:
+        script_in_rank(main_lincls, words)
+    finally:
+        main_lincls.ckpt.save = save
+    return {c["epoch"]: c for c in checkpoints}
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_path):
+    line = words(imagenet, tmp_path, "--lars", "--lr", "50")
+    whole = run_ranks(kept, world, [*line, "--pretrained", "none"])
+    torch.save(whole[0][1], tmp_path / "first.pth.tar")
+    resumed = run_ranks(kept, world, [*line, "--resume", str(tmp_path / "first.pth.tar")])
+    assert set(whole[0]) == {1, 2, 3} and set(resumed[0]) == {2, 3} and not any(whole[1:])
+    a, b = whole[0][3], resumed[0][3]
+    assert all(torch.equal(tensor, b["state_dict"][name]) for name, tensor in a["state_dict"].items())
+    assert a["best_acc1"] == b["best_acc1"] and a["options"] == b["options"]
+    assert not torch.equal(a["state_dict"]["module.fc.weight"], whole[0][1]["state_dict"]["module.fc.weight"])
+
+
+def what_trains(words):
+    seen, build = [], main_lincls.build
+
+    def recording(*args):
+        model, optimizer = build(*args)
+        model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        recording.groups = optimizer.param_groups
+        return model, optimizer
+
+    main_lincls.build = recording
+    script_in_rank(main_lincls, words)
+    return seen, [{k: v for k, v in g.items() if k != "params"} for g in recording.groups]
+
+
+def test_what_the_flags_say_is_what_trains(imagenet, tmp_path):
+    """2 processes, 2 epochs of 3 steps and 2 batches of validation."""
+    line = words(imagenet, tmp_path, "--pretrained", "none", "--wd", "0.01", "--momentum", "0.7", "--epochs", "2")
+    ranks = run_ranks(what_trains, 2, line)
+    views = (View(32, scale=(0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0),)
+    dataset = RandomViews(ImageFolder(imagenet / "train"), views, seed=2)
+    order = EpochBatches(96, 40, seed=2, drop_last=False)
+    for epoch in range(2):
+        order.epoch = epoch
+        for i, addresses in enumerate(order):
+            half = len(addresses) // 2
+            for rank, (seen, _) in enumerate(ranks):
+                images = [dataset[address][0][0] for address in addresses[half * rank : half * (rank + 1)]]
+                assert torch.equal(seen[1 + 4 * epoch + i], normalize_images(torch.stack(images)))
+    for seen, (group,) in ranks:
+        assert len(seen) == 1 + 2 * (3 + 1)  # the start's, then training and validation
+        assert group["momentum"] == 0.7 and group["weight_decay"] == 0.01
+
+
+def test_evaluation_needs_no_training_images_and_writes_nothing(imagenet, tmp_path, capsys):
+    main_lincls.main(words(imagenet, tmp_path / "out", "--pretrained", "none", "--epochs", "1"))
+    shutil.copytree(imagenet / "val", tmp_path / "data" / "val")
+    last = capsys.readouterr().out.splitlines()[-1]
+    line = [str(tmp_path / "data"), "-a", "resnet18", "--crop-size", "32", "-e", "-j", "0", "--output-dir", "/nowhere"]
+    main_lincls.main([*line, "--resume", str(tmp_path / "out" / "checkpoint.pth.tar"), "--pretrained", "none"])
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].split(" Loss")[0] == last.split(" Loss")[0]
+    assert "--pretrained 'none' is not used" in out
+
+
 def program(*args):
     command = [sys.executable, "main_lincls.py", *args]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     return result.stdout
-
-
-@pytest.mark.parametrize("world", [1, 4])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_path, monkeypatch):
-    def run(folder, *more):
-        line = words(imagenet, folder, "--lars", "--lr", "50", *more)
-        return main_lincls.main(line) if world == 1 else program(*line, "--nproc", str(world))
-
-    kept = []
-    run(tmp_path / "whole", "--pretrained", "none")
-    if world == 1:
-        save = main_lincls.ckpt.save
-        monkeypatch.setattr(main_lincls.ckpt, "save", lambda c, path: (kept.append(copy.deepcopy(c)), save(c, path)))
-        run(tmp_path / "again", "--pretrained", "none")
-        torch.save(kept[0], tmp_path / "first.pth.tar")
-        run(tmp_path / "resumed", "--resume", tmp_path / "first.pth.tar", "-j", "2")
-    else:
-        # Two epochs of three, by stopping at the checkpoint of the best that an epoch leaves.
-        best = torch.load(tmp_path / "whole" / "model_best.pth.tar", weights_only=True)
-        run(tmp_path / "resumed", "--resume", tmp_path / "whole" / "model_best.pth.tar", "-j", "0")
-        if best["epoch"] == 3:
-            pytest.fail("the last epoch was the best; choose a seed for which it is not")
-    a, b = (torch.load(tmp_path / run / "checkpoint.pth.tar", weights_only=True) for run in ("whole", "resumed"))
-    assert all(torch.equal(tensor, b["state_dict"][name]) for name, tensor in a["state_dict"].items())
-    assert a["best_acc1"] == b["best_acc1"] and a["options"] == b["options"] and b["epoch"] == 3
 
 
 def test_validation_is_the_same_for_any_number_of_processes(imagenet, tmp_path):

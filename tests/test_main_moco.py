@@ -11,8 +11,11 @@ import torch
 
 import main_lincls
 import main_moco
-from moco.loader import ImageFolder
+from moco.image_folder import ImageFolder
+from moco.loader import EpochBatches, RandomViews
+from moco.views.normalize import normalize_images
 from tests import readme
+from tests.conftest import run_ranks, script_in_rank
 
 ROOT = os.path.dirname(readme.README)
 RECIPES = readme.commands("main_moco.py")
@@ -148,6 +151,7 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys):
     assert "--lr is 0.5, but the checkpoint" in refused("--lr", "0.5")
     assert "--epochs is 3" in refused("--epochs", "3")
     assert "--seed is 2, but" in refused("--seed", "2")
+    assert "--start-epoch is 0, but the checkpoint" in refused("--start-epoch", "0")
     assert "--enable-mean-encoding is True" in refused("--enable-mean-encoding")
     assert "--batch-size times the nodes is 24" in refused("-b", "24")
     assert "of shape (128, 64)" in refused("--moco-k", "96", "--force")
@@ -162,6 +166,85 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys):
     assert "batch normalisation sees 48 images at a time, before the resume it saw 24" in log
     log = run("--resume", str(tmp_path / "checkpoint__0001.pth.tar"), "--force")
     assert "2 of 2 epochs are done" in log and "Epoch: [" not in log
+
+
+def what_trains(words):
+    """Runs main_moco.py in this rank and returns what went into the model and how it was set up."""
+    seen, build = {"batches": []}, main_moco.build
+
+    def recording(*args):
+        seen["model"], seen["optimizer"] = build(*args)
+        seen["model"].register_forward_pre_hook(
+            lambda module, args, kwargs: seen["batches"].append((kwargs["step"], [x for part in args for x in part])),
+            with_kwargs=True,
+        )
+        return seen["model"], seen["optimizer"]
+
+    main_moco.build = recording
+    script_in_rank(main_moco, words)
+    model = seen["model"]
+    group = model.encoder_k.fc[1].group
+    return {
+        "batches": seen["batches"][-4:],  # those before are of the start
+        "settings": (model.K, model.m, model.T, model.queue.shape[0]),
+        "groups": [{k: v for k, v in g.items() if k != "params"} for g in seen["optimizer"].param_groups],
+        "asym_bn_ranks": torch.distributed.get_process_group_ranks(group),
+    }
+
+
+def test_what_the_flags_say_is_what_trains(imagenet, tmp_path):
+    """4 processes, 2 epochs of 2 steps: every image on every rank, the model's and the optimizer's settings."""
+    words = [
+        str(imagenet),
+        "-a",
+        "resnet18",
+        "--crop-size",
+        "32",
+        "-b",
+        "40",
+        "--epochs",
+        "2",
+        "--seed",
+        "3",
+        "--tag",
+        "t",
+    ]
+    words += ["--moco-k", "50", "--moco-dim", "6", "--moco-t", "0.3", "--moco-m", "0.8", "--lr", "0.5", "--wd", "0.01"]
+    words += ["--momentum", "0.7", "--enable-asym-bn", "--asym-bn-group", "2", "--enable-mean-encoding"]
+    ranks = run_ranks(what_trains, 4, [*words, "--output-dir", str(tmp_path)])
+    args = main_moco.build_parser().parse_args(words)
+    dataset = RandomViews(ImageFolder(imagenet / "train"), main_moco.view_plan(args).views, seed=3)
+    order = EpochBatches(96, 40, seed=3)
+    for epoch in range(2):
+        order.epoch = epoch
+        for i, addresses in enumerate(order):
+            for rank in range(4):
+                step, views = ranks[rank]["batches"][2 * epoch + i]
+                items = [dataset[address][0] for address in addresses[10 * rank : 10 * rank + 10]]
+                expected = [normalize_images(torch.stack(view)) for view in zip(*items, strict=True)]
+                assert step == 2 * epoch + i and len(views) == len(expected) == 3
+                assert all(map(torch.equal, views, expected))
+    for rank in range(4):
+        assert ranks[rank]["settings"] == (50, 0.8, 0.3, 6)
+        (group,) = ranks[rank]["groups"]
+        assert group["momentum"] == 0.7 and group["weight_decay"] == 0.01
+        assert math.isclose(group["lr"], 0.5 * 0.5)  # of the second of two epochs
+        assert ranks[rank]["asym_bn_ranks"] == [rank // 2 * 2, rank // 2 * 2 + 1]
+    assert (tmp_path / "checkpoint_t_0001.pth.tar").exists()
+
+
+def other_flags(words):
+    rank = torch.distributed.get_rank()
+    try:
+        script_in_rank(main_moco, [*words, "--lr", str(0.1 + rank)])
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_nodes_that_disagree_stop(imagenet, tmp_path):
+    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "48", "--output-dir", str(tmp_path)]
+    for message in run_ranks(other_flags, 2, words):
+        assert message == "--lr is 0.1 on rank 0, but 1.1 on rank 1"
 
 
 def test_a_published_checkpoint_is_taken_as_it_is(imagenet, tmp_path, capsys):

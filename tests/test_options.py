@@ -164,9 +164,15 @@ SMALL = ("-a", "resnet18", "-b", "8", "--crop-size", "32")
         (("-a", "resnet19"), "invalid choice: 'resnet19'"),
         (("-a", "googlenet"), "invalid choice: 'googlenet'"),
         (("--no-such-flag",), "unrecognized arguments: --no-such-flag"),
-        (("--nproc", "3"), "--batch-size 8 is not divisible by the 3 processes of this node; give 6"),
-        (("--nproc", "16", "-b", "8"), "not divisible by the 16 processes of this node; give 16"),
-        (("--nproc", "8"), "gives 8 processes one image each"),
+        (
+            ("--nproc", "3"),
+            "each of the 3 processes of this node the same number of images, 2 at least; give 6",
+        ),
+        (
+            ("--nproc", "16", "-b", "8"),
+            "each of the 16 processes of this node the same number of images, 2 at least; give 32",
+        ),
+        (("--nproc", "8"), "2 at least; give 16"),
         (("--moco-k", "7"), "--moco-k 7 is smaller than a batch of 8"),
         (("-b", "97", "--moco-k", "100"), "has 96 images, fewer than one batch of 97"),
         (("--world-size", "20", "--dist-url", "tcp://localhost:1"), "96 images, fewer than one batch of 160"),
@@ -175,6 +181,8 @@ SMALL = ("-a", "resnet18", "-b", "8", "--crop-size", "32")
         (("--dist-backend", "nccl", "--nproc", "2"), "nccl needs a GPU"),
         (("--rank", "1"), "--rank 1 is out of range"),
         (("--tag", "a/b"), "--tag 'a/b'"),
+        (("--tag", "x" * 201), "200 bytes at most"),
+        (("--moco-k", str(10**15)), "do not fit into the memory"),
         (("--epochs", "3", "--start-epoch", "3"), "--start-epoch 3 leaves nothing"),
         (("--resume", "nowhere.pth.tar"), "no checkpoint 'nowhere.pth.tar'"),
     ],
@@ -211,6 +219,10 @@ def test_folders_and_files_that_can_not_serve(refused, imagenet, tmp_path):
     torch.save(models.resnet34().state_dict(), tmp_path / "resnet34.pth")
     assert "which the backbone lacks" in refused("lincls", imagenet, *SMALL, "--pretrained", "resnet34.pth")
     assert "has no 'epoch'" in refused("moco", imagenet, *SMALL, "--resume", "resnet34.pth")
+    for odd in ({"state_dict": [1]}, {"state_dict": {0: torch.zeros(1)}}, {"options": [1]}, {0: torch.zeros(1)}):
+        torch.save(odd, tmp_path / "odd.pth")
+        refused("moco", imagenet, *SMALL, "--resume", "odd.pth")
+        refused("lincls", imagenet, *SMALL, "--pretrained", "odd.pth")
 
 
 def test_an_error_is_said_once_a_node(monkeypatch, capsys):
@@ -234,9 +246,14 @@ def test_only_flags_that_change_results_are_stored(imagenet, tmp_path):
     args, run, folder = options.parse(parser, main_moco.prepare, argv)
     stored = options.result_options(args)
     assert set(stored) == {
-        *("arch", "epochs", "lr", "momentum", "weight_decay", "seed", "crop_size", "mini_crop_size", "total_batch"),
+        *("arch", "epochs", "lr", "momentum", "weight_decay", "seed", "crop_size", "total_batch"),
         *("moco_dim", "moco_k", "moco_m", "moco_t", "images", "asym_bn_group", "enable_multicrop", "enable_scalemix"),
+        "augment_on",
         *("enable_asym_aug", "enable_asym_bn", "enable_mean_encoding"),
     }
     assert stored["total_batch"] == 8 and stored["images"] == len(folder) == 96 and run.local == 2
     assert math.isfinite(stored["seed"])
+    # A flag of a design that is off changes nothing.
+    args.enable_asym_bn, args.enable_multicrop = False, True
+    assert {"mini_crop_size"} == set(options.result_options(args)) - set(stored)
+    assert "asym_bn_group" not in options.result_options(args)

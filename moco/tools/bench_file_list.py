@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
-from moco.loader import ImageFolder
+from moco.image_folder import ImageFolder
 
 CLASSES = 100
 

@@ -1,0 +1,221 @@
+"""Draws applied to a batch of uint8 crops on their device: the fast path, equal to `on_pil` but for rounding.
+
+A worker crops and resizes; what is left of a Draw then is a row of COLUMNS numbers. A step of a recipe runs once for
+all the rows that take it, each with its own argument.
+"""
+
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+
+from moco.views import tensor_ops as ops
+from moco.views.draw import JITTER
+from moco.views.normalize import normalize_images
+from moco.views.randaugment import LAYERS, NAMES
+
+# The columns of a row.
+ORDER = slice(0, 4)  # indices into JITTER, in the order of application; -1 for none
+FACTORS = slice(4, 8)  # of JITTER
+GRAY, SIGMA, FLIP = 8, 9, 10
+OPERATIONS = tuple(11 + 3 * i for i in range(LAYERS))  # index into NAMES or -1; argument; whether bicubic
+BOX = slice(11 + 3 * LAYERS, 15 + 3 * LAYERS)  # top, left, bottom, right
+COLUMNS = BOX.stop
+
+ROWS_AT_ONCE = 128  # bounds the memory: a row of 224 px then takes about 5 MB at the peak, 15 where all are warped
+
+
+def row_of(draw):
+    """A Draw without its crop as COLUMNS floats; that of `draw.other` is another row."""
+    row = [-1.0] * 4 + [1.0, 1.0, 1.0, 0.0, float(draw.gray), draw.sigma, float(draw.flip)] + [-1.0, 0.0, 0.0] * LAYERS
+    for place, (name, factor) in enumerate(draw.jitter):
+        i = JITTER.index(name)
+        row[ORDER.start + place] = i
+        row[FACTORS.start + i] = factor
+    for column, operation in zip(OPERATIONS, draw.operations, strict=False):
+        argument = 0.0 if operation.argument is None else operation.argument
+        row[column : column + 3] = NAMES.index(operation.name), argument, operation.bicubic
+    return [*row, *(draw.box or (0, 0, 0, 0))]
+
+
+def crop_resized(image, crop, out):
+    """Resizes the box `crop` of an image, H x W x 3, uint8, with antialiasing into `out`, size x size x 3."""
+    top, left, height, width = crop
+    # Channels last all the way: torch's kernel for uint8, which rounds as Pillow's, is twice as fast so.
+    part = image[None, top : top + height, left : left + width].permute(0, 3, 1, 2)
+    out.copy_(F.interpolate(part, out.shape[:2], mode="bilinear", antialias=True)[0].permute(1, 2, 0))
+
+
+# How each step of a recipe calls its operation: (x, its rows' columns) to x.
+def _column(operation, column):
+    return lambda x, row: operation(x, row[:, column])
+
+
+def _argument(operation, column):
+    return lambda x, row: operation(x, row[:, column + 1])
+
+
+def _geometric(column, bicubic):
+    def warp(x, row):
+        return ops.affine(x, matrices(row[:, column], row[:, column + 1], *x.shape[2:]), bicubic)
+
+    return warp
+
+
+GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+VALUES = {
+    "AutoContrast": ops.autocontrast,
+    "Equalize": ops.equalize,
+    "Invert": ops.invert,
+    "Posterize": ops.posterize,
+    "Solarize": ops.solarize,
+    "SolarizeAdd": ops.solarize_add,
+    "Color": ops.saturation,
+    "Contrast": ops.contrast,
+    "Brightness": ops.brightness,
+    "Sharpness": ops.sharpness,
+}
+ADJUST = (ops.brightness, ops.contrast, ops.saturation, ops.hue)  # as JITTER
+
+
+def matrices(which, argument, height, width):
+    """The affine matrices, N x 6, of geometric operations: `which` indexes NAMES, N each."""
+    one, zero = torch.ones_like(argument), torch.zeros_like(argument)
+    choices = {
+        "Rotate": ops.rotation(argument, height, width),
+        "ShearX": torch.stack((one, argument, zero, zero, one, zero), dim=1),
+        "ShearY": torch.stack((one, zero, zero, argument, one, zero), dim=1),
+        "TranslateXRel": torch.stack((one, zero, argument * width, zero, one, zero), dim=1),
+        "TranslateYRel": torch.stack((one, zero, zero, zero, one, argument * height), dim=1),
+    }
+    result = choices["Rotate"]
+    for name in GEOMETRIC[1:]:
+        result = torch.where((which == NAMES.index(name))[:, None], choices[name], result)
+    return result
+
+
+def steps_of(rows):
+    """The steps that rows take, in order.
+
+    Args:
+        rows: N x COLUMNS on the CPU.
+
+    Returns:
+        A list of (function, indices): `function(x[indices], rows[indices])` is one step of those images.
+    """
+    steps = []
+
+    def add(mask, function):
+        indices = mask.nonzero().squeeze(1)
+        if len(indices):
+            steps.append((function, indices))
+
+    for place in rows[:, ORDER].unbind(1):
+        for i, adjust in enumerate(ADJUST):
+            add(place == i, _column(adjust, FACTORS.start + i))
+    add(rows[:, GRAY] > 0, _column(ops.gray, GRAY))
+    add(rows[:, SIGMA] > 0, _column(ops.gaussian_blur, SIGMA))
+    add(rows[:, FLIP] > 0, _column(ops.flip, FLIP))
+    for column in OPERATIONS:
+        which = rows[:, column].long()
+        for name, operation in VALUES.items():
+            add(which == NAMES.index(name), _argument(operation, column))
+        geometric = torch.isin(which, torch.tensor([NAMES.index(name) for name in GEOMETRIC]))
+        for bicubic in (False, True):
+            add(geometric & (rows[:, column + 2] == bicubic), _geometric(column, bicubic))
+    return steps
+
+
+def apply_recipes(x, rows):
+    """Passes a batch through its recipes, all but the ScaleMix box.
+
+    Args:
+        x: N x 3 x H x W, uint8, on any device. rows: N x COLUMNS, float32, on the CPU.
+
+    Returns:
+        N x 3 x H x W, float32, whole numbers in [0, 255].
+    """
+    return torch.cat([_apply(*part) for part in zip(x.split(ROWS_AT_ONCE), rows.split(ROWS_AT_ONCE), strict=True)])
+
+
+def _apply(x, rows):
+    steps = steps_of(rows)
+    x = x.to(torch.float32, memory_format=torch.contiguous_format)
+    if not steps:
+        return x
+    counts = [len(indices) for _, indices in steps]
+    indices = torch.cat([indices for _, indices in steps]).to(x.device, non_blocking=True)  # one copy for all
+    return run_steps(x, rows.to(x.device, non_blocking=True), [f for f, _ in steps], indices.split(counts))
+
+
+def run_steps(x, rows, functions, indices):
+    """The steps one after another, each on its own images, in place; everything is on one device."""
+    for function, i in zip(functions, indices, strict=True):
+        x.index_copy_(0, i, function(x[i], rows[i]))
+    return x
+
+
+def mix(first, second, box):
+    """ScaleMix: `first` with each image's box of `second`; N x 3 x H x W, box N x 4 (top, left, bottom, right)."""
+    row = torch.arange(first.shape[2], device=first.device)[:, None]
+    column = torch.arange(first.shape[3], device=first.device)
+    top, left, bottom, right = (edge[:, None, None] for edge in box.unbind(1))
+    inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)  # N x H x W
+    return torch.where(inside[:, None], second, first)
+
+
+class Layout:
+    """Where the crops and the rows of Views lie in a batch.
+
+    An image's crops come in the order of its views, a mixed view's two behind each other; those of one size lie in one
+    tensor.
+
+    Attributes:
+        rows: dict of size to the places of its crops among all of an image's. firsts: the place of each view's first.
+    """
+
+    def __init__(self, views):
+        self.views = views
+        self.firsts = [0, *accumulate(1 + view.mixed for view in views)][:-1]
+        sizes = [size for view in views for size in [view.size] * (1 + view.mixed)]
+        self.rows = {size: [i for i, s in enumerate(sizes) if s == size] for size in dict.fromkeys(sizes)}
+
+    def crop(self, image, draws, out):
+        """Crops and resizes one image.
+
+        Args:
+            image: H x W x 3, uint8. draws: one a view. out: dict of size to R x size x size x 3, uint8, filled here.
+        """
+        free = {size: iter(places) for size, places in out.items()}
+        for view, draw in zip(self.views, draws, strict=True):
+            for part in (draw, draw.other)[: 1 + view.mixed]:
+                crop_resized(image, part.crop, next(free[view.size]))
+
+    @staticmethod
+    def rows_of(draws):
+        """The rows of one image's draws, a list of lists."""
+        return [row_of(part) for draw in draws for part in (draw, draw.other) if part is not None]
+
+    def finish(self, crops, rows):
+        """Makes a batch's views.
+
+        Args:
+            crops: size to N x R x size x size x 3, uint8, on the device. rows: N x (all R) x COLUMNS, on the CPU.
+
+        Returns:
+            A list of N x 3 x size x size, float32, normalised, one a view.
+        """
+        done = {}
+        for size, x in crops.items():
+            n, r = x.shape[:2]
+            mine = rows[:, self.rows[size]]
+            x = apply_recipes(x.flatten(0, 1).permute(0, 3, 1, 2), mine.flatten(0, 1)).unflatten(0, (n, r))
+            done[size] = iter([(x[:, i], mine[:, i]) for i in range(r)])
+        views = []
+        for view in self.views:
+            x, row = next(done[view.size])
+            if view.mixed:
+                other, _ = next(done[view.size])
+                x = mix(x, other, row[:, BOX].to(x.device, non_blocking=True))
+            views.append(normalize_images(x))
+        return views
