@@ -1,9 +1,10 @@
-"""Memory of the list of images: bytes per image of ours, and of torchvision's list of Python objects.
+"""Memory and start-up of the list of images: ours in arrays beside torchvision's list of Python objects.
 
-    python -m moco.tools.bench_file_list [--images N]
+    python -m moco.tools.bench_file_list [--images N] [--workers N] [--files N]
 
-Makes a folder of N empty files, lists it in both ways, and lets a forked worker touch every entry, as a data worker
-does in an epoch. What grows in the worker then is its own copy (PyTorch issue 13246).
+Simulates a list of N images (ImageNet's number and names), forks the data workers and lets each read every entry, as
+in an epoch: what a worker then has to itself is its copy (PyTorch issue 13246). Then makes a folder of real, empty
+files, fewer of them, and times a listing without and with its cache; a start of the N images from the cache too.
 """
 
 import argparse
@@ -11,15 +12,17 @@ import os
 import platform
 import sys
 import tempfile
-import tracemalloc
+import time
 
+import numpy as np
 import torch
 import torchvision
-from torchvision.datasets import ImageFolder as TorchvisionFolder
 
+from moco import index_cache
 from moco.image_folder import ImageFolder
 
-CLASSES = 100
+CLASSES = 1000
+MB = 1e6
 
 
 def main():
@@ -28,59 +31,79 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--images", metavar="N", type=int, default=100_000, help="files to list (100000)")
+    parser.add_argument("--images", metavar="N", type=int, default=1_281_167, help="images of the list (1281167)")
+    parser.add_argument("--workers", metavar="N", type=int, default=16, help="data workers to fork (16)")
+    parser.add_argument("--files", metavar="N", type=int, default=50_000, help="real files to list (50000)")
     args = parser.parse_args()
-    if args.images < CLASSES:
-        parser.error(f"--images {args.images} is too few, give {CLASSES} at least")
+    if min(args.images, args.files) < CLASSES or args.workers < 1:
+        parser.error(f"--images and --files must be {CLASSES} or more, --workers positive")
     if not os.path.exists("/proc/self/smaps_rollup"):
         parser.error("this system does not tell a process's own memory (/proc/self/smaps_rollup)")
-    with tempfile.TemporaryDirectory() as root:
-        make_files(root, args.images)
-        kinds = {
-            "arrays (ours)": (ImageFolder, lambda folder, i: (folder.path(i), int(folder.labels[i]))),
-            "list (torchvision)": (TorchvisionFolder, lambda folder, i: folder.samples[i]),
-        }
-        rows = [(name, *measure(root, make, read)) for name, (make, read) in kinds.items()]
-    print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__},", end=" ")
-    print(f"torchvision {torchvision.__version__}; {args.images} images of {CLASSES} classes")
-    print(f"{'list':20s} {'bytes per image':>16s} {'copied by a worker, bytes per image':>38s}")
-    for name, size, copied in rows:
-        print(f"{name:20s} {size / args.images:16.1f} {copied / args.images:38.1f}")
-
-
-def make_files(root, images):
-    """Empty files with names of ImageNet's length."""
-    for c in range(CLASSES):
-        os.makedirs(os.path.join(root, f"n{c:08d}"))
-    for i in range(images):
-        c = i % CLASSES
-        with open(os.path.join(root, f"n{c:08d}", f"n{c:08d}_{i:06d}.JPEG"), "wb"):
-            pass
-
-
-def measure(root, make, read):
-    """Bytes that a list takes, and bytes that a forked worker copies by reading it once."""
-    tracemalloc.start()
-    folder = make(root)
-    size, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-
-    receiver, sender = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        # Once over a few entries first: what a fork copies anyway is not the list's.
-        for i in range(min(100, len(folder))):
-            read(folder, i)
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__},"
+    )
+    print(f"torchvision {torchvision.__version__}; {args.images} images, {args.workers} workers; one repeat")
+    print(f"{'list':20s} {'bytes an image':>15s} {'all workers grow by, MB':>24s}")
+    for name, make, read in (
+        ("arrays (here)", arrays_of, lambda folder, i: (folder.path(i), int(folder.labels[i]))),
+        ("list (torchvision)", samples_of, lambda samples, i: samples[i]),
+    ):
         before = own_memory()
-        for i in range(len(folder)):
-            read(folder, i)
-        os.write(sender, str(own_memory() - before).encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    copied = int(os.read(receiver, 100))
-    os.close(receiver)
+        entries = make(args.images)
+        size = own_memory() - before
+        grown = growth_of_workers(entries, read, args.workers)
+        print(f"{name:20s} {size / args.images:15.1f} {grown / MB:24.1f}", flush=True)
+        del entries
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache
+        time_listings(args)
+
+
+def name_of(i, images):
+    """A path as ImageNet's, relative to the data set; image i of a class after the other."""
+    label = i * CLASSES // images
+    return label, f"n{label:08d}/n{label:08d}_{i:07d}.JPEG"
+
+
+def arrays_of(images):
+    """An ImageFolder of files that do not exist."""
+    paths, ends, labels = bytearray(), np.zeros(images + 1, np.int64), np.empty(images, np.int32)
+    for i in range(images):
+        labels[i], path = name_of(i, images)
+        paths += path.encode()
+        ends[i + 1] = len(paths)
+    folder = ImageFolder.__new__(ImageFolder)
+    folder.root, folder.classes = "/data/imagenet/train", [f"n{c:08d}" for c in range(CLASSES)]
+    folder._paths, folder._ends, folder.labels = np.frombuffer(bytes(paths), np.uint8), ends, labels
+    return folder
+
+
+def samples_of(images):
+    """What torchvision's ImageFolder keeps in `samples`."""
+    return [("/data/imagenet/train/" + path, label) for label, path in (name_of(i, images) for i in range(images))]
+
+
+def growth_of_workers(entries, read, workers):
+    """Bytes that forked processes have come to own, all together, by reading every entry once."""
+    receiver, sender = os.pipe()
+    pids = []
+    for _ in range(workers):
+        pid = os.fork()
+        if pid == 0:
+            for i in range(100):  # what a fork copies anyway is not the list's
+                read(entries, i)
+            before = own_memory()
+            n = len(entries)
+            for i in range(n):
+                read(entries, i)
+            os.write(sender, f"{own_memory() - before}\n".encode())
+            os._exit(0)
+        pids.append(pid)
+    for pid in pids:
+        os.waitpid(pid, 0)
     os.close(sender)
-    return size, copied
+    with os.fdopen(receiver) as pipe:
+        return sum(map(int, pipe))
 
 
 def own_memory():
@@ -88,6 +111,36 @@ def own_memory():
     with open("/proc/self/smaps_rollup") as file:
         lines = [line.split() for line in file]
     return sum(int(words[1]) for words in lines if words[0] in ("Private_Dirty:", "Private_Clean:")) * 1024
+
+
+def time_listings(args):
+    """Times listing real files without and with a cache, and a warm start of the whole list."""
+    with tempfile.TemporaryDirectory() as root:
+        for i in range(args.files):
+            _, path = name_of(i, args.files)
+            if not os.path.isdir(folder := os.path.join(root, os.path.dirname(path))):
+                os.mkdir(folder)
+            os.close(os.open(os.path.join(root, path), os.O_CREAT))
+        date_back(root)
+        for words in ("without a cache", "from the cache"):
+            start = time.perf_counter()
+            folder = ImageFolder(root)
+            print(f"{len(folder)} real files {words}: {time.perf_counter() - start:.2f} s")
+        # The whole list under the name of this folder: as many folders to look after, more images.
+        full = arrays_of(args.images)
+        arrays = index_cache.load(root) | {"paths": full._paths, "ends": full._ends, "labels": full.labels}
+        names = [b".", *(f"n{c:08d}".encode() for c in range(CLASSES))]
+        folders = [(name, index_cache.modified(root, name)) for name in names]
+        index_cache.store(root, arrays, folders, time.time_ns())
+        start = time.perf_counter()
+        folder = ImageFolder(root)
+        print(f"{len(folder)} images from the cache: {time.perf_counter() - start:.2f} s")
+
+
+def date_back(root):
+    """Makes a new folder look settled, so that its listing is cached."""
+    for folder in (*(entry.path for entry in os.scandir(root)), root):
+        os.utime(folder, (time.time() - 100,) * 2)
 
 
 if __name__ == "__main__":

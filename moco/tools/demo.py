@@ -18,13 +18,13 @@ from moco.tools.fake_imagenet import CLASSES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 K = 256
-SHARED = ["-a", "resnet18", "--crop-size", "32", "-b", "32", "--seed", "0", "--nproc", "1"]
+SHARED = ["-a", "resnet18", "--crop-size", "32", "-b", "32", "--seed", "0", "--nproc", "2"]
 PRETRAINING = ["--lr", "0.03", "--moco-k", str(K), "--moco-m", "0.99"]
 DESIGNS = ["--enable-scalemix", "--enable-asym-bn", "--enable-mean-encoding"]
 PROBE = ["--lars", "--lr", "400"]  # times 32 / 256: a few hundred steps at a tiny batch want a large rate
 
 
-def demo(folder, epochs=20, probe_epochs=20, images=60):
+def demo(folder, epochs=16, probe_epochs=15, images=60):
     """Runs it in `folder` and prints the summary; returns (first loss, last loss, linear top-1 in percent)."""
     data = os.path.join(folder, "imagenet")
     run("-m", "moco.tools.fake_imagenet", data, "--train", str(images), "--size", "96")

@@ -1,0 +1,60 @@
+"""The gallery shows the views that training would see."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moco.image_folder import ImageFolder
+from moco.loader import EpochBatches, RandomViews
+from moco.tools import view_gallery
+from moco.views.plan import baseline_plan
+
+COMMAND = [sys.executable, "-m", "moco.tools.view_gallery"]
+DESIGNS = ["--enable-multicrop", "--enable-scalemix", "--enable-asym-aug", "--enable-mean-encoding"]
+
+
+def contains(page, view):
+    """Whether the page shows the view (H x W x 3) somewhere."""
+    corner = np.argwhere((page[: 1 - view.shape[0], : 1 - view.shape[1]] == view[0, 0]).all(2))
+    return any(np.array_equal(page[y : y + view.shape[0], x : x + view.shape[1]], view) for y, x in corner)
+
+
+def test_it_shows_the_draws_of_that_seed_and_epoch(imagenet, tmp_path):
+    out = tmp_path / "views.png"
+    flags = ["--images", "2", "--seed", "5", "--epoch", "3", "--crop-size", "48", "--out", str(out)]
+    result = subprocess.run([*COMMAND, str(imagenet), *flags], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout == f"wrote {out}\n", result.stderr
+    page = np.asarray(Image.open(out))
+    folder = ImageFolder(imagenet / "train")
+    order = EpochBatches(96, 96, seed=5)
+    order.epoch = 3
+    dataset = RandomViews(folder, baseline_plan(48).views, seed=5)
+    first = next(iter(order))
+    for address in first[:2]:
+        for view in dataset[address][0]:
+            assert contains(page, view.permute(1, 2, 0).numpy())
+    assert not contains(page, dataset[first[2]][0][0].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("flags", [["--augment-on", "cpu"], ["--augment-on", "device"], ["--both-paths"]])
+def test_every_design_on_every_path(imagenet, tmp_path, flags):
+    out = tmp_path / "views.png"
+    small = ["--images", "2", "--crop-size", "32", "--mini-crop-size", "12", "--out", str(out)]
+    result = subprocess.run([*COMMAND, str(imagenet), *DESIGNS, *small, *flags], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    page = np.asarray(Image.open(out))
+    assert (page == view_gallery.FRAME).all(2).any()  # a box of ScaleMix
+
+
+def test_what_it_refuses(imagenet, tmp_path):
+    for flags, message in (
+        ([str(tmp_path)], "no folder"),
+        ([str(imagenet), "--images", "97"], "fewer than --images 97"),
+        ([str(imagenet), "--images", "0"], "must be positive"),
+        ([str(imagenet), "--out", str(tmp_path / "no" / "x.png")], "No such file"),
+    ):
+        result = subprocess.run([*COMMAND, *flags], capture_output=True, text=True)
+        assert result.returncode == 2 and message in result.stderr, (flags, result.stderr)
