@@ -148,6 +148,15 @@ def test_what_the_flags_say_is_what_trains(imagenet, tmp_path):
         assert group["momentum"] == 0.7 and group["weight_decay"] == 0.01
 
 
+def test_both_paths_train_alike(imagenet, tmp_path):
+    for path in ("cpu", "device"):
+        line = words(imagenet, tmp_path / path, "--pretrained", "none", "--lr", "3", "--augment-on", path)
+        main_lincls.main(line)
+    a, b = (torch.load(tmp_path / p / "checkpoint.pth.tar", weights_only=True) for p in ("cpu", "device"))
+    x, y = (c["state_dict"]["module.fc.weight"] for c in (a, b))
+    assert not torch.equal(x, y) and (x - y).norm() < 0.05 * x.norm()
+
+
 def test_evaluation_needs_no_training_images_and_writes_nothing(imagenet, tmp_path, capsys):
     main_lincls.main(words(imagenet, tmp_path / "out", "--pretrained", "none", "--epochs", "1"))
     shutil.copytree(imagenet / "val", tmp_path / "data" / "val")

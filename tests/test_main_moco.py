@@ -168,6 +168,25 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys):
     assert "2 of 2 epochs are done" in log and "Epoch: [" not in log
 
 
+def test_the_fast_path_trains_and_counts_as_another_run(imagenet, tmp_path, capsys):
+    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "--mini-crop-size", "16", "-b", "48", "--seed", "1"]
+    words += [word for word in RECIPES[6] if word.startswith("--enable")] + ["--moco-k", "64", "--epochs", "2"]
+    logs = []
+    for run in ("a", "b"):
+        main_moco.main(
+            [*words, "--fast", "-p", "1", "-j", "2" if run == "a" else "0", "--output-dir", str(tmp_path / run)]
+        )
+        logs.append(re.findall(r"Loss (\S+)", capsys.readouterr().out))
+    assert len(logs[0]) == 4 and logs[0] == logs[1]  # whatever the number of workers
+    start = str(tmp_path / "a" / "checkpoint__0000.pth.tar")
+    with pytest.raises(SystemExit):
+        main_moco.main([*words, "--resume", start, "--output-dir", str(tmp_path)])
+    assert "--augment-on is cpu, but the checkpoint" in capsys.readouterr().err
+    main_moco.main([*words, "--resume", start, "--fast", "-j", "0", "--output-dir", str(tmp_path / "b")])
+    a, b = (torch.load(tmp_path / run / "checkpoint__0001.pth.tar", weights_only=True) for run in ("a", "b"))
+    assert all(torch.equal(x, b["state_dict"][name]) for name, x in a["state_dict"].items())
+
+
 def what_trains(words):
     """Runs main_moco.py in this rank and returns what went into the model and how it was set up."""
     seen, build = {"batches": []}, main_moco.build

@@ -11,6 +11,7 @@ from torchvision import models
 import main_lincls
 import main_moco
 from moco import launch, options
+from moco.meters import Stopwatch
 from moco.options import Parser, architectures, number
 
 SCRIPTS = {"moco": main_moco, "lincls": main_lincls}
@@ -238,6 +239,41 @@ def test_workers_are_the_nodes_and_end_at_its_cores(monkeypatch):
     for asked, local, each in ((32, 8, 2), (32, 1, 16), (4, 8, 1), (0, 8, 0), (10, 4, 3)):
         args = main_moco.build_parser().parse_args(["D", "-j", str(asked)])
         assert options.workers_a_process(args, launch.Launch("spawn", local=local)) == each
+
+
+def test_fast_turns_on_the_device_path_and_says_so(imagenet, tmp_path, capsys):
+    def parsed(*flags):
+        argv = [str(imagenet), *SMALL, "--output-dir", str(tmp_path), *flags]
+        return options.parse(main_moco.build_parser(), main_moco.prepare, argv)
+
+    for flags, path in (((), "cpu"), (("--fast",), "device"), (("--augment-on", "device"), "device")):
+        assert parsed(*flags)[0].augment_on == path
+    args, run, _ = parsed("--fast", "--augment-on", "cpu")
+    assert args.augment_on == "cpu"
+    args, run, _ = parsed("--fast")
+    options.announce(args, run, torch.device("cpu"), 0, 1)
+    assert "fast: --augment-on device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "waited, flags, advice",
+    [
+        (0.1, [], None),
+        (0.5, [], "note: 50% of this epoch went into waiting for data; try --augment-on device or more --workers"),
+        (0.5, ["-j", "16"], "note: 50% of this epoch went into waiting for data; try --augment-on device"),
+        (0.3, ["--fast", "-j", "4"], "note: 30% of this epoch went into waiting for data; try more --workers"),
+        (0.3, ["--fast", "-j", "16"], "note: 30% of this epoch went into waiting for data; try more CPU cores"),
+    ],
+)
+def test_an_epoch_that_waited_gets_one_line_of_advice(waited, flags, advice, monkeypatch, capsys):
+    monkeypatch.setattr(options, "cores", lambda: 16)
+    args = main_moco.build_parser().parse_args(["D", "-j", "8", *flags])
+    args.augment_on = "device" if args.fast else "cpu"
+    watch = Stopwatch()
+    watch.batch_time.update(1.0, 100)
+    watch.data_time.update(waited, 100)
+    options.advise(watch, args)
+    assert capsys.readouterr().out == (f"{advice}\n" if advice else "")
 
 
 def test_only_flags_that_change_results_are_stored(imagenet, tmp_path):
