@@ -58,9 +58,8 @@ class RandomViews(Drawn):
         epoch, index = address
         image = self.folder.load(index)
         draws = self.draws(epoch, index, *image.size)
-        return [render(d, v.size, image) for d, v in zip(draws, self.views, strict=True)], int(
-            self.folder.labels[index]
-        )
+        views = [render(draw, view.size, image) for draw, view in zip(draws, self.views, strict=True)]
+        return views, int(self.folder.labels[index])
 
 
 class RandomCrops(Drawn):

@@ -44,6 +44,12 @@ def _single_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keeps listings of the tests' folders out of the user's cache, in the programs that they start too."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def imagenet(tmp_path_factory):
     """A tiny fake ImageNet: 96 training and 36 validation images of 12 classes, about 40 px."""

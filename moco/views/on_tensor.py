@@ -46,22 +46,6 @@ def crop_resized(image, crop, out):
     out.copy_(F.interpolate(part, out.shape[:2], mode="bilinear", antialias=True)[0].permute(1, 2, 0))
 
 
-# How each step of a recipe calls its operation: (x, its rows' columns) to x.
-def _column(operation, column):
-    return lambda x, row: operation(x, row[:, column])
-
-
-def _argument(operation, column):
-    return lambda x, row: operation(x, row[:, column + 1])
-
-
-def _geometric(column, bicubic):
-    def warp(x, row):
-        return ops.affine(x, matrices(row[:, column], row[:, column + 1], *x.shape[2:]), bicubic)
-
-    return warp
-
-
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 VALUES = {
     "AutoContrast": ops.autocontrast,
@@ -94,6 +78,37 @@ def matrices(which, argument, height, width):
     return result
 
 
+def _steps():
+    """Every step of a recipe in order: (whether each row takes it, what it does to the images of those rows)."""
+
+    def with_column(operation, column):
+        return lambda x, rows: operation(x, rows[:, column])
+
+    def is_at(column, value):
+        return lambda rows: rows[:, column] == value
+
+    def is_warp(column, bicubic):
+        which = torch.tensor([NAMES.index(name) for name in GEOMETRIC])
+        return lambda rows: torch.isin(rows[:, column].long(), which) & (rows[:, column + 2] == bicubic)
+
+    def warp(column, bicubic):
+        return lambda x, rows: ops.affine(x, matrices(rows[:, column], rows[:, column + 1], *x.shape[2:]), bicubic)
+
+    for place in range(ORDER.start, ORDER.stop):
+        for i, adjust in enumerate(ADJUST):
+            yield is_at(place, i), with_column(adjust, FACTORS.start + i)
+    for column, operation in ((GRAY, ops.gray), (SIGMA, ops.gaussian_blur), (FLIP, ops.flip)):
+        yield lambda rows, column=column: rows[:, column] > 0, with_column(operation, column)
+    for column in OPERATIONS:
+        for name, operation in VALUES.items():
+            yield is_at(column, NAMES.index(name)), with_column(operation, column + 1)
+        for bicubic in (False, True):
+            yield is_warp(column, bicubic), warp(column, bicubic)
+
+
+STEPS = tuple(_steps())  # made once, so that torch.compile meets the same functions in every batch
+
+
 def steps_of(rows):
     """The steps that rows take, in order.
 
@@ -103,27 +118,8 @@ def steps_of(rows):
     Returns:
         A list of (function, indices): `function(x[indices], rows[indices])` is one step of those images.
     """
-    steps = []
-
-    def add(mask, function):
-        indices = mask.nonzero().squeeze(1)
-        if len(indices):
-            steps.append((function, indices))
-
-    for place in rows[:, ORDER].unbind(1):
-        for i, adjust in enumerate(ADJUST):
-            add(place == i, _column(adjust, FACTORS.start + i))
-    add(rows[:, GRAY] > 0, _column(ops.gray, GRAY))
-    add(rows[:, SIGMA] > 0, _column(ops.gaussian_blur, SIGMA))
-    add(rows[:, FLIP] > 0, _column(ops.flip, FLIP))
-    for column in OPERATIONS:
-        which = rows[:, column].long()
-        for name, operation in VALUES.items():
-            add(which == NAMES.index(name), _argument(operation, column))
-        geometric = torch.isin(which, torch.tensor([NAMES.index(name) for name in GEOMETRIC]))
-        for bicubic in (False, True):
-            add(geometric & (rows[:, column + 2] == bicubic), _geometric(column, bicubic))
-    return steps
+    steps = [(function, takes(rows).nonzero().squeeze(1)) for takes, function in STEPS]
+    return [(function, indices) for function, indices in steps if len(indices)]
 
 
 def apply_recipes(x, rows):
