@@ -102,7 +102,7 @@ def train(device, args, run, train_folder, val_folder):
     for epoch in range(start_epoch, args.epochs):
         set_lr(optimizer, cosine_lr(args.init_lr, epoch, args.epochs))
         loader.batch_sampler.epoch = epoch
-        train_epoch(net, optimizer, loader, views, epoch, args, device)
+        train_epoch(net, optimizer, loader, views, epoch, args, device, first=epoch == start_epoch)
         acc1 = validate(model, val_loader, len(val_folder), args, device)
         if epoch == start_epoch:
             check_frozen(frozen, model)
@@ -134,10 +134,10 @@ def load(args, model, optimizer):
     return 0, 0.0
 
 
-def train_epoch(net, optimizer, loader, views, epoch, args, device):
+def train_epoch(net, optimizer, loader, views, epoch, args, device, first):
     """An epoch's steps. The meters show global rank 0's share of the batch, as MoCo's do."""
     net.eval()  # all of it: the backbone's BN must not move, and only `fc` trains
-    watch, losses = Stopwatch(), AverageMeter("Loss", ":.4e")
+    watch, losses = Stopwatch(device), AverageMeter("Loss", ":.4e")
     top1, top5 = AverageMeter("Acc@1", ":6.2f"), AverageMeter("Acc@5", ":6.2f")
     progress = ProgressMeter(len(loader), [watch.batch_time, watch.data_time, losses, top1, top5], f"Epoch: [{epoch}]")
     finish = finisher(views, args.augment_on, device)
@@ -152,10 +152,10 @@ def train_epoch(net, optimizer, loader, views, epoch, args, device):
         for meter, value in ((losses, loss.detach()), (top1, acc1), (top5, acc5)):
             meter.update(value, len(target))
         watch.step_ended()
+        if rank() == 0 and first and i == min(options.STEPS_TO_JUDGE, len(loader)) - 1:
+            options.advise(watch, args)
         if rank() == 0 and i % args.print_freq == 0:
             progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
-    if rank() == 0:
-        options.advise(watch, args)
 
 
 @torch.no_grad()

@@ -139,17 +139,17 @@ def train(device, args, run, folder):
     for epoch in range(start_epoch, args.epochs):
         set_lr(optimizer, cosine_lr(args.lr, epoch, args.epochs))
         loader.batch_sampler.epoch = epoch
-        train_epoch(net, optimizer, loader, plan, epoch, args, device)
+        train_epoch(net, optimizer, loader, plan, epoch, args, device, first=epoch == start_epoch)
         if rank() == 0:
             stored = options.result_options(args)
             checkpoint = ckpt.of_run(epoch + 1, model, optimizer, stored, processes=run.world)
             ckpt.save(checkpoint, os.path.join(args.output_dir, f"checkpoint_{args.tag}_{epoch:04d}.pth.tar"))
 
 
-def train_epoch(net, optimizer, loader, plan, epoch, args, device):
+def train_epoch(net, optimizer, loader, plan, epoch, args, device, first):
     """An epoch's steps. The meters show global rank 0's share of the batch, as MoCo's do."""
     net.train()
-    watch, loss_meter = Stopwatch(), AverageMeter("Loss", ":.4e")
+    watch, loss_meter = Stopwatch(device), AverageMeter("Loss", ":.4e")
     top1, top5 = AverageMeter("Acc@1", ":6.2f"), AverageMeter("Acc@5", ":6.2f")
     meters = [watch.batch_time, watch.data_time, loss_meter, top1, top5]
     progress = ProgressMeter(len(loader), meters, f"Epoch: [{epoch}]")
@@ -166,10 +166,10 @@ def train_epoch(net, optimizer, loader, plan, epoch, args, device):
         for meter, value in ((loss_meter, loss.detach()), (top1, acc1), (top5, acc5)):
             meter.update(value, len(labels[0]))
         watch.step_ended()
+        if rank() == 0 and first and i == min(options.STEPS_TO_JUDGE, len(loader)) - 1:
+            options.advise(watch, args)
         if rank() == 0 and i % args.print_freq == 0:
             progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
-    if rank() == 0:
-        options.advise(watch, args)
 
 
 def loss_of_noise(net, plan, device):

@@ -103,9 +103,9 @@ def list_images(root):
     Returns:
         (arrays, folders): a dict of `paths` (uint8, all paths relative to `root` in a row), `ends` (int64, from 0 on
         where each ends), `labels` (int32), `classes` (uint8, names parted by 0); and, for the cache, a list of (folder
-        relative to `root`, its modification time in nanoseconds before it was listed).
+        relative to `root`, its state before it was listed).
     """
-    folders = [(b".", index_cache.modified(root, b"."))]
+    folders = [(b".", index_cache.state_of(root, b"."))]
     classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     if not classes:
         raise FileNotFoundError(f"no class folders in {root!r}; it must hold one folder of images a class")
@@ -133,11 +133,11 @@ def list_images(root):
 
 
 def walk(top, root, folders):
-    """os.walk, links followed, that notes each folder's modification time in `folders` before it lists the folder."""
+    """os.walk, links followed, that notes each folder's state in `folders` before it lists the folder."""
 
     def note(folder):
         name = os.fsencode(os.path.relpath(folder, root))
-        folders.append((name, index_cache.modified(root, name)))
+        folders.append((name, index_cache.state_of(root, name)))
 
     note(top)
 

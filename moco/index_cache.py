@@ -1,24 +1,27 @@
 """A cached listing of an image folder, so that a million files need not be listed at every start.
 
 It lies in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache), in `asym-siam`, never among the data. A listing
-names every folder that it went through with its modification time; it serves as long as none of them has changed. What
-is stale or damaged is passed over, and a cache that can't be written costs the time of a listing, no more.
+names every folder that it went through with its state (see `state_of`); it serves as long as none of them has changed.
+What is stale or damaged is passed over, and a cache that can't be written costs the time of a listing, no more.
 """
 
+import contextlib
 import hashlib
 import io
 import os
+import tempfile
 
 import numpy as np
 
 DIGEST_BYTES = 32
+FORMAT = b"1"  # of the arrays; an index of another format is another file
 SETTLED = 2.0  # seconds: a folder changed so lately may change again within its time stamp's resolution
 
 
 def cache_file(root):
     """Where the listing of the folder `root` lies."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    name = hashlib.blake2b(os.fsencode(os.path.abspath(root)), digest_size=16).hexdigest()
+    name = hashlib.blake2b(FORMAT + os.fsencode(os.path.abspath(root)), digest_size=16).hexdigest()
     return os.path.join(base, "asym-siam", f"{name}.index")
 
 
@@ -31,11 +34,11 @@ def load(root):
             return None
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = dict(archive)
-        folders, times = arrays.pop("folders"), arrays.pop("times")
+        folders, states = arrays.pop("folders"), arrays.pop("states")
         if bytes(arrays.pop("root")) != os.fsencode(os.path.abspath(root)):
             return None
         names = folders.tobytes().split(b"\0")
-        if [modified(root, name) for name in names] != times.tolist():
+        if [list(state_of(root, name)) for name in names] != states.tolist():
             return None
         return arrays
     except (OSError, ValueError, KeyError, EOFError):
@@ -47,33 +50,35 @@ def store(root, arrays, folders, started):
 
     Args:
         arrays: dict of numpy arrays without objects.
-        folders: list of (folder relative to `root`, as bytes; its modification time before it was listed).
-        started: when the listing began. Times are in nanoseconds.
+        folders: list of (folder relative to `root`, as bytes; its `state_of` before it was listed).
+        started: when the listing began, in nanoseconds.
     """
-    names, times = zip(*folders, strict=True)
-    if max(times) > started - SETTLED * 1e9:
+    names, states = zip(*folders, strict=True)
+    if max(modified for modified, *_ in states) > started - SETTLED * 1e9:
         return
     buffer = io.BytesIO()
     np.savez(
         buffer,
         root=np.frombuffer(os.fsencode(os.path.abspath(root)), dtype=np.uint8),
         folders=np.frombuffer(b"\0".join(names), dtype=np.uint8),
-        times=np.array(times, dtype=np.int64),
+        states=np.array(states, dtype=np.int64),
         **arrays,
     )
     data = buffer.getvalue()
     path = cache_file(root)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
+    with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() + data)
-        os.replace(temporary, path)
-    except OSError:
-        if os.path.exists(temporary):
+        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() + data)
+            os.replace(temporary, path)
+        except OSError:
             os.unlink(temporary)
 
 
-def modified(root, name):
-    """When the folder `name` (bytes, relative to `root`) was changed last, in nanoseconds."""
-    return os.stat(os.path.join(os.fsencode(root), name)).st_mtime_ns
+def state_of(root, name):
+    """What changes with the folder `name` (bytes, relative to `root`): modification time, change time, which can't be
+    set back, both in nanoseconds, and inode."""
+    stat = os.stat(os.path.join(os.fsencode(root), name))
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino

@@ -46,11 +46,20 @@ class ProgressMeter:
 
 
 class Stopwatch:
-    """Splits an epoch's wall-clock time, in seconds, into waiting for data and the rest."""
+    """Splits an epoch's time, in seconds, into waiting for data and the rest.
 
-    def __init__(self):
+    On a GPU a step is only queued, so that the host may wait for a batch while the device is still at work. There the
+    share is that of the device's idle time, from the end of a step until the next batch is there.
+
+    Args:
+        device: where the steps run.
+    """
+
+    def __init__(self, device=None):
         self.batch_time = AverageMeter("Time", ":6.3f")
         self.data_time = AverageMeter("Data", ":6.3f")
+        self.on_gpu = device is not None and device.type == "cuda"
+        self.step_end, self.gaps, self.idle = None, [], 0.0
         self.last = time.perf_counter()
 
     def waiting(self, loader):
@@ -62,6 +71,8 @@ class Stopwatch:
             if batch is None:
                 return
             self.data_time.update(time.perf_counter() - start)
+            if self.on_gpu and self.step_end is not None:
+                self.gaps.append((self.step_end, _event()))
             yield batch
 
     def step_ended(self):
@@ -69,12 +80,27 @@ class Stopwatch:
         now = time.perf_counter()
         self.batch_time.update(now - self.last)
         self.last = now
+        if self.on_gpu:
+            self.step_end = _event()
+
+    def share_waited(self):
+        """The share of the time so far that went into waiting for data; on a GPU this waits for the device."""
+        for end, arrival in self.gaps:
+            arrival.synchronize()
+            self.idle += end.elapsed_time(arrival) / 1000
+        self.gaps.clear()
+        return (self.idle if self.on_gpu else self.data_time.sum) / max(self.batch_time.sum, 1e-9)
 
     def outlook(self, batches_left):
         """The time left for that many batches and the share of the time spent waiting for data, as words."""
         left = timedelta(seconds=round(self.batch_time.avg * batches_left))
-        share = self.data_time.sum / max(self.batch_time.sum, 1e-9)
-        return f"Left {left}", f"Wait {share:4.0%}"
+        return f"Left {left}", f"Wait {self.share_waited():4.0%}"
+
+
+def _event():
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def correct(output, target, topk=(1,)):

@@ -25,7 +25,8 @@ FREE = {
 }
 DEPENDENT = {"asym_bn_group": "enable_asym_bn", "mini_crop_size": "enable_multicrop"}  # without effect unless it is on
 
-WAIT_WORTH_A_WORD = 0.2  # share of an epoch
+WAIT_WORTH_A_WORD = 0.2  # share of the time
+STEPS_TO_JUDGE = 100
 
 
 def architectures():
@@ -249,7 +250,9 @@ def workers_a_process(args, launch):
 def announce(args, launch, device, start_epoch, workers):
     """Prints where and on what this run goes on."""
     if args.fast:
-        print(f"fast: --augment-on {args.augment_on}")
+        print(
+            f"fast: {'--augment-on device' if args.augment_on == 'device' else 'nothing, --augment-on cpu was given'}"
+        )
     print(f"seed: {args.seed}")
     gpus = torch.cuda.device_count()
     name = f"{torch.cuda.get_device_name(device)}, {gpus} here" if device.type == "cuda" else f"CPU, {cores()} cores"
@@ -260,13 +263,11 @@ def announce(args, launch, device, start_epoch, workers):
 
 
 def advise(watch, args):
-    """Prints a line where an epoch went into waiting for data, by its Stopwatch."""
-    share = watch.data_time.sum / max(watch.batch_time.sum, 1e-9)
+    """Prints a line where much of the time so far went into waiting for data, by a Stopwatch."""
+    share = watch.share_waited()
     if share > WAIT_WORTH_A_WORD:
         ways = ["--augment-on device"] * (args.augment_on == "cpu") + ["more --workers"] * (args.workers < cores())
-        print(
-            f"note: {share:.0%} of this epoch went into waiting for data; try {' or '.join(ways) or 'more CPU cores'}"
-        )
+        print(f"note: {share:.0%} of the time goes into waiting for data; try {' or '.join(ways) or 'more CPU cores'}")
 
 
 def check_output(args, launch):

@@ -134,6 +134,13 @@ def add_nested(data):
     shutil.copy(data / "star_dots" / "0000.jpg", data / "disk_dots" / "deep" / "er" / "new.jpg")
 
 
+def add_image_and_restore_the_time(data):
+    """As `tar x` and `rsync -a` do."""
+    before = os.stat(data / "star_dots")
+    add_image(data)
+    os.utime(data / "star_dots", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def add_class(data):
     shutil.copytree(data / "star_dots", data / "a_new_class")
 
@@ -146,7 +153,9 @@ def remove_nested(data):
     shutil.rmtree(data / "disk_dots" / "deep")
 
 
-@pytest.mark.parametrize("change", [add_image, add_nested, add_class, rename, remove_nested])
+@pytest.mark.parametrize(
+    "change", [add_image, add_nested, add_image_and_restore_the_time, add_class, rename, remove_nested]
+)
 def test_a_stale_listing_is_never_used(data, change, monkeypatch):
     before = samples(ImageFolder(data))
     calls = listed(monkeypatch)
@@ -166,6 +175,20 @@ def test_a_damaged_listing_is_never_used(data, cache, damage, monkeypatch):
     calls = listed(monkeypatch)
     assert samples(ImageFolder(data)) == expected and len(calls) == 1
     assert file.read_bytes() == good  # made anew
+
+
+def test_a_link_that_points_elsewhere_is_noticed(data, tmp_path):
+    shutil.copytree(data, tmp_path / "other")
+    os.unlink(tmp_path / "other" / "star_dots" / "0000.jpg")
+    for folder, _, _ in os.walk(data):  # with the same times
+        times = os.stat(folder)
+        os.utime(tmp_path / "other" / os.path.relpath(folder, data), ns=(times.st_atime_ns, times.st_mtime_ns))
+    link = tmp_path / "current"
+    link.symlink_to(data)
+    before = len(ImageFolder(link))
+    link.unlink()
+    link.symlink_to(tmp_path / "other")
+    assert len(ImageFolder(link)) == before - 1
 
 
 def test_a_folder_in_flux_is_not_cached(data, cache):

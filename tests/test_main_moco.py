@@ -116,7 +116,11 @@ def all_designs(imagenet, output_dir, world, *more):
     if world == 1:
         main_moco.main(words)
     else:
-        program("main_moco.py", *words, "--nproc", world)
+        run_ranks(main_moco_in_rank, world, words)
+
+
+def main_moco_in_rank(words):
+    script_in_rank(main_moco, words)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

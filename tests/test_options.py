@@ -250,6 +250,8 @@ def test_fast_turns_on_the_device_path_and_says_so(imagenet, tmp_path, capsys):
         assert parsed(*flags)[0].augment_on == path
     args, run, _ = parsed("--fast", "--augment-on", "cpu")
     assert args.augment_on == "cpu"
+    options.announce(args, run, torch.device("cpu"), 0, 1)
+    assert "fast: nothing, --augment-on cpu was given" in capsys.readouterr().out
     args, run, _ = parsed("--fast")
     options.announce(args, run, torch.device("cpu"), 0, 1)
     assert "fast: --augment-on device" in capsys.readouterr().out
@@ -259,10 +261,10 @@ def test_fast_turns_on_the_device_path_and_says_so(imagenet, tmp_path, capsys):
     "waited, flags, advice",
     [
         (0.1, [], None),
-        (0.5, [], "note: 50% of this epoch went into waiting for data; try --augment-on device or more --workers"),
-        (0.5, ["-j", "16"], "note: 50% of this epoch went into waiting for data; try --augment-on device"),
-        (0.3, ["--fast", "-j", "4"], "note: 30% of this epoch went into waiting for data; try more --workers"),
-        (0.3, ["--fast", "-j", "16"], "note: 30% of this epoch went into waiting for data; try more CPU cores"),
+        (0.5, [], "note: 50% of the time goes into waiting for data; try --augment-on device or more --workers"),
+        (0.5, ["-j", "16"], "note: 50% of the time goes into waiting for data; try --augment-on device"),
+        (0.3, ["--fast", "-j", "4"], "note: 30% of the time goes into waiting for data; try more --workers"),
+        (0.3, ["--fast", "-j", "16"], "note: 30% of the time goes into waiting for data; try more CPU cores"),
     ],
 )
 def test_an_epoch_that_waited_gets_one_line_of_advice(waited, flags, advice, monkeypatch, capsys):

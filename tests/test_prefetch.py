@@ -41,12 +41,16 @@ def test_the_fast_path_does_not_depend_on_workers(imagenet):
 
 
 @pytest.mark.gpu
-def test_batches_survive_the_next_ones_on_their_stream(imagenet):
-    """Kept results are those of a run without streams, though later batches were made meanwhile."""
-    kept = [[v.clone() for v in views] for views, _ in epoch_of(imagenet, "device", device="cuda")]
-    loader = training_loader(ImageFolder(imagenet / "train"), PLAN.views, 16, 0, 0, augment_on="device")
-    loader.batch_sampler.epoch = 2
-    finish = finisher(PLAN.views, "device", torch.device("cuda"))
-    for views, batch in zip(kept, loader, strict=True):
-        for a, b in zip(views, finish(batch)[0], strict=True):
-            assert torch.equal(a, b)
+def test_a_batch_is_not_overwritten_before_its_step_is_through(imagenet):
+    """The step is slow and its views are dropped at once, so that their memory would be free for the next batch."""
+    device = torch.device("cuda")
+    folder = ImageFolder(imagenet / "train")
+    finish = finisher(PLAN.views, "device", device)
+    loader = training_loader(folder, PLAN.views, 16, 0, 0, augment_on="device")
+    copies = []
+    for views, _ in prefetched(loader, finish, device):
+        torch.cuda._sleep(200_000_000)  # cycles, about a tenth of a second
+        copies.append([view.clone() for view in views])
+        del views
+    for kept, batch in zip(copies, loader, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(kept, finish(batch)[0], strict=True))

@@ -130,7 +130,7 @@ def time_listings(args):
         full = arrays_of(args.images)
         arrays = index_cache.load(root) | {"paths": full._paths, "ends": full._ends, "labels": full.labels}
         names = [b".", *(f"n{c:08d}".encode() for c in range(CLASSES))]
-        folders = [(name, index_cache.modified(root, name)) for name in names]
+        folders = [(name, index_cache.state_of(root, name)) for name in names]
         index_cache.store(root, arrays, folders, time.time_ns())
         start = time.perf_counter()
         folder = ImageFolder(root)

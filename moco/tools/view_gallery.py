@@ -59,20 +59,19 @@ def picture(folder, plan, args):
     order = EpochBatches(len(folder), len(folder), args.seed)
     order.epoch = args.epoch
     addresses = next(iter(order))[: args.images]
-    bands = {path: views_of(folder, plan, args.seed, addresses, path) for path in ("cpu", "device")}
+    paths = ("cpu", "device") if args.both_paths else (args.augment_on,)
+    bands = {path: views_of(folder, plan, args.seed, addresses, path) for path in paths}
     if args.both_paths:
         bands[f"{AMPLIFY} x difference"] = [
             [difference(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(*bands.values(), strict=True)
         ]
-    else:
-        bands = {"": bands[args.augment_on]}
     framed = boxes(folder, plan, args.seed, addresses)
     rows = []
     for i in range(len(addresses)):
         for name, images in bands.items():
             views = [frame(view, box) for view, box in zip(images[i], framed[i], strict=True)]
             rows.append((name, *(side(views, places) for places in sides(plan))))
-    return page(rows, str(plan), bool(bands.keys() - {""}), args)
+    return page(rows, str(plan), args)
 
 
 def views_of(folder, plan, seed, addresses, path):
@@ -139,10 +138,10 @@ def side(views, places):
     return strip
 
 
-def page(rows, plan, labelled, args):
+def page(rows, plan, args):
     """Puts the strips under a heading: the plan in words, the sides, what each band is."""
     font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
-    label = 110 if labelled else 0
+    label = 110  # the column of the bands' names
     source, target = (max(row[i].width for row in rows) for i in (1, 2))
     width = max(label + source + target + 4 * MARGIN, 640)
     words = [line for part in plan.split(" | ") for line in textwrap.wrap(part, width // 8)]

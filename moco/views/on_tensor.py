@@ -22,7 +22,8 @@ OPERATIONS = tuple(11 + 3 * i for i in range(LAYERS))  # index into NAMES or -1;
 BOX = slice(11 + 3 * LAYERS, 15 + 3 * LAYERS)  # top, left, bottom, right
 COLUMNS = BOX.stop
 
-ROWS_AT_ONCE = 128  # bounds the memory: 2.1 MB a row of 224 px at the peak, 7.3 were all warped, besides the result
+# Pixels augmented at once, which bounds the memory: at the peak 2.1 MB a row of 224 px, 7.3 were all of them warped.
+PIXELS_AT_ONCE = 128 * 224 * 224
 
 
 def row_of(draw):
@@ -122,26 +123,32 @@ def steps_of(rows):
     return [(function, indices) for function, indices in steps if len(indices)]
 
 
-def apply_recipes(x, rows):
+def apply_recipes(x, rows, sent):
     """Passes a batch through its recipes, all but the ScaleMix box.
 
     Args:
-        x: N x 3 x H x W, uint8, on any device. rows: N x COLUMNS, float32, on the CPU.
+        x: N x 3 x H x W, uint8, on any device. rows: N x COLUMNS, float32, on the CPU. sent: `rows` on x's device.
 
     Returns:
         N x 3 x H x W, float32, whole numbers in [0, 255].
     """
-    return torch.cat([_apply(*part) for part in zip(x.split(ROWS_AT_ONCE), rows.split(ROWS_AT_ONCE), strict=True)])
+    n = max(1, PIXELS_AT_ONCE // (x.shape[2] * x.shape[3]))
+    return torch.cat([_apply(*part) for part in zip(x.split(n), rows.split(n), sent.split(n), strict=True)])
 
 
-def _apply(x, rows):
+def _apply(x, rows, sent):
     steps = steps_of(rows)
     x = x.to(torch.float32, memory_format=torch.contiguous_format)
     if not steps:
         return x
     counts = [len(indices) for _, indices in steps]
-    indices = torch.cat([indices for _, indices in steps]).to(x.device, non_blocking=True)  # one copy for all
-    return run_steps(x, rows.to(x.device, non_blocking=True), [f for f, _ in steps], indices.split(counts))
+    indices = send(torch.cat([indices for _, indices in steps]), x.device)  # one copy for all
+    return run_steps(x, sent, [function for function, _ in steps], indices.split(counts))
+
+
+def send(x, device):
+    """A CPU tensor to `device` without waiting for it: from pageable memory a GPU's copy would."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def run_steps(x, rows, functions, indices):
@@ -201,17 +208,17 @@ class Layout:
         Returns:
             A list of N x 3 x size x size, float32, normalised, one a view.
         """
-        done = {}
+        done, sent = {}, send(rows, next(iter(crops.values())).device)
         for size, x in crops.items():
-            n, r = x.shape[:2]
-            mine = rows[:, self.rows[size]]
-            x = apply_recipes(x.flatten(0, 1).permute(0, 3, 1, 2), mine.flatten(0, 1)).unflatten(0, (n, r))
-            done[size] = iter([(x[:, i], mine[:, i]) for i in range(r)])
+            n, places = len(x), self.rows[size]
+            # One after the other; an index tensor would have to be sent too.
+            parts = [torch.stack([r[:, i] for i in places], dim=1).flatten(0, 1) for r in (rows, sent)]
+            x = apply_recipes(x.flatten(0, 1).permute(0, 3, 1, 2), *parts).unflatten(0, (n, len(places)))
+            done[size] = iter(x.unbind(1))
         views = []
-        for view in self.views:
-            x, row = next(done[view.size])
+        for view, first in zip(self.views, self.firsts, strict=True):
+            x = next(done[view.size])
             if view.mixed:
-                other, _ = next(done[view.size])
-                x = mix(x, other, row[:, BOX].to(x.device, non_blocking=True))
+                x = mix(x, next(done[view.size]), sent[:, first, BOX])
             views.append(normalize_images(x))
         return views

@@ -47,9 +47,11 @@ def saturation(x, factor):
 
 
 def sharpness(x, factor):
-    kernel = x.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).expand(3, 1, 3, 3)
     smooth = x.clone()  # the border is left as it is
-    smooth[..., 1:-1, 1:-1] = (F.conv2d(x, kernel, groups=3) / 13 + 0.5).floor_()
+    if min(x.shape[2:]) > 2:
+        kernel = x.new_ones(3, 1, 3, 3)
+        kernel[:, :, 1, 1] = 5
+        smooth[..., 1:-1, 1:-1] = (F.conv2d(x, kernel, groups=3) / 13 + 0.5).floor_()
     return blend(smooth, x, factor)
 
 
@@ -67,7 +69,9 @@ def hue(x, turn):
     h = h + per_image((turn * 255).trunc())
     h = h - 256 * (h / 256).floor_()
     # ... and back: a channel falls from `high` by the share `s` as the hue moves away from it.
-    k = h * (6 / 255) + x.new_tensor([5, 3, 1]).view(3, 1, 1)  # N x 3 x H x W
+    k = h * (6 / 255) + (5 - 2 * torch.arange(3, device=x.device)).view(
+        3, 1, 1
+    )  # red 5, green 3, blue 1: N x 3 x H x W
     k = k - 6 * (k / 6).floor_()
     away = torch.minimum(k, 4 - k).clamp_(0, 1)
     return (high * (1 - s * away) + 0.5).floor_()
