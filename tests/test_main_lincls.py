@@ -189,8 +189,8 @@ def test_validation_is_the_same_for_any_number_of_processes(imagenet, tmp_path):
 def test_a_backbone_that_moves_stops_the_run(imagenet, tmp_path, monkeypatch):
     train_epoch = main_lincls.train_epoch
 
-    def moving(net, *args):
-        train_epoch(net, *args)
+    def moving(net, *args, **kwargs):
+        train_epoch(net, *args, **kwargs)
         net.bn1.running_mean.add_(1e-3)
 
     monkeypatch.setattr(main_lincls, "train_epoch", moving)
