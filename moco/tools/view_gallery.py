@@ -144,7 +144,8 @@ def page(rows, plan, args):
     label = 110  # the column of the bands' names
     source, target = (max(row[i].width for row in rows) for i in (1, 2))
     width = max(label + source + target + 4 * MARGIN, 640)
-    words = [line for part in plan.split(" | ") for line in textwrap.wrap(part, width // 8)]
+    parts = [*plan.split(" | "), f"seed {args.seed}, epoch {args.epoch}"]
+    words = [line for part in parts for line in textwrap.wrap(part, width // 8)]
     top = MARGIN + 20 * len(words) + 40
     sheet = Image.new("RGB", (width, top + sum(row[1].height + 2 * GAP for row in rows) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -153,7 +154,6 @@ def page(rows, plan, args):
     left, right = MARGIN + label, MARGIN + label + source + 2 * MARGIN
     draw.text((left, top - 28), "source", INK, font)
     draw.text((right, top - 28), "target", INK, font)
-    draw.text((width - 150, top - 24), f"seed {args.seed}, epoch {args.epoch}", INK, small)
     y = top
     for name, first, second in rows:
         draw.text((MARGIN, y), name, INK, small)

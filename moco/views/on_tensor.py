@@ -23,7 +23,7 @@ BOX = slice(11 + 3 * LAYERS, 15 + 3 * LAYERS)  # top, left, bottom, right
 COLUMNS = BOX.stop
 
 # Pixels augmented at once, which bounds the memory: at the peak 2.1 MB a row of 224 px, 7.3 were all of them warped.
-PIXELS_AT_ONCE = 128 * 224 * 224
+PIXELS_AT_ONCE = 256 * 224 * 224
 
 
 def row_of(draw):
