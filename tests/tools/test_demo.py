@@ -14,7 +14,8 @@ def test_the_demo_runs_to_its_summary(tmp_path, capfd):
     summary = out.split("Summary")[1]
     assert f"{math.log(demo.K + 1):.3f}" in summary and f"{first:.3f}" in summary and f"{last:.3f}" in summary
     assert f"{top1:.1f} %" in summary and "chance: 8.3 %" in summary and str(tmp_path) in summary
-    assert (tmp_path / "checkpoint__0001.pth.tar").exists() and (tmp_path / "model_best.pth.tar").exists()
+    files = {"imagenet", "checkpoint__0001.pth.tar", "checkpoint.pth.tar", "model_best.pth.tar"}
+    assert {path.name for path in tmp_path.iterdir()} == files
 
 
 def test_losses_are_read_from_the_log():
