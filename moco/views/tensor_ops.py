@@ -125,6 +125,7 @@ def look_up(x, table):
 
 
 def autocontrast(x, _=None):
+    """ImageOps.autocontrast: each channel's lowest level to 0 and its highest to 255."""
     low, high = (f(x.flatten(2), dim=2, keepdim=True).double() for f in (torch.amin, torch.amax))  # N x 3 x 1
     level = torch.arange(256, dtype=torch.float64, device=x.device)
     scale = 255 / (high - low).clamp_min(1)
@@ -133,6 +134,7 @@ def autocontrast(x, _=None):
 
 
 def equalize(x, _=None):
+    """ImageOps.equalize: each channel's histogram made as flat as a table of levels can."""
     pixels = x.flatten(2).long()
     histogram = torch.zeros(*x.shape[:2], 256, dtype=torch.long, device=x.device)
     histogram.scatter_add_(2, pixels, torch.ones_like(pixels))
