@@ -10,6 +10,7 @@ from torchvision import models
 from moco import checkpoint as ckpt
 from moco import launch, options
 from moco.asymmetry.asym_aug import asym_aug_plan
+from moco.device import at_least_fp32, autocast, set_precision
 from moco.distributed import all_sum, data_parallel, from_rank_0, rank
 from moco.image_folder import ImageFolder
 from moco.loader import training_loader, validation_loader
@@ -60,15 +61,26 @@ def prepare(args, run):
     return train, val
 
 
+class Classifier(torch.nn.Linear):
+    """The `fc` that trains: in float32, whatever the frozen backbone runs in."""
+
+    def forward(self, features):
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(at_least_fp32(features))
+
+
 def build(args, classes, device=None):
     """A frozen network with a new `fc`, and the optimizer of that `fc`."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(args.seed)
         model = models.get_model(args.arch, num_classes=classes)
+        model.fc = Classifier(model.fc.in_features, classes)
         torch.nn.init.normal_(model.fc.weight, std=0.01)
         torch.nn.init.zeros_(model.fc.bias)
     model.requires_grad_(False).fc.requires_grad_(True)
-    model.eval().to(device)
+    model.eval().to(device, memory_format=torch.channels_last)
+    if args.compile:
+        model.compile(dynamic=False)
     optimizer = (LARS if args.lars else torch.optim.SGD)(
         model.fc.parameters(), args.init_lr, args.momentum, weight_decay=args.weight_decay
     )
@@ -80,13 +92,14 @@ def train(device, args, run, train_folder, val_folder):
     args.seed, args.resume = from_rank_0((args.seed, args.resume))
     options.check_same_options(args)
     torch.backends.cudnn.benchmark = True
+    set_precision(args.precision)
     model, optimizer = build(args, len(val_folder.classes), device)
     start_epoch, best_acc1 = load(args, model, optimizer)
     if args.start_epoch is not None:
         start_epoch = args.start_epoch
-    net = data_parallel(model, device, lambda net: net(torch.randn(2, 3, *[args.crop_size] * 2, device=device)).sum())
-    workers = options.workers_a_process(args, run)
     batch = args.total_batch // run.world
+    net = data_parallel(model, device, lambda net: loss_of_noise(net, batch, args, device))
+    workers = options.workers_a_process(args, run)
     val_loader = validation_loader(val_folder, args.crop_size, batch, workers)
     if rank() == 0:
         options.announce(args, run, device, start_epoch, workers)
@@ -142,7 +155,8 @@ def train_epoch(net, optimizer, loader, views, epoch, args, device, first):
     progress = ProgressMeter(len(loader), [watch.batch_time, watch.data_time, losses, top1, top5], f"Epoch: [{epoch}]")
     finish = finisher(views, args.augment_on, device)
     for i, ((images,), target) in enumerate(prefetched(watch.waiting(loader), finish, device)):
-        output = net(images)
+        with autocast(device, args.precision):
+            output = net(images)
         loss = F.cross_entropy(output, target)
         optimizer.zero_grad()
         loss.backward()
@@ -158,6 +172,12 @@ def train_epoch(net, optimizer, loader, views, epoch, args, device, first):
             progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
 
 
+def loss_of_noise(net, batch, args, device):
+    """The sum of a random batch's outputs, of the size and number of the real images."""
+    with autocast(device, args.precision):
+        return net(torch.randn(batch, 3, args.crop_size, args.crop_size, device=device)).sum()
+
+
 @torch.no_grad()
 def validate(model, loader, images, args, device):
     """Classifies every validation image once, over all processes; returns Acc@1 in percent, exact on every rank.
@@ -169,7 +189,8 @@ def validate(model, loader, images, args, device):
     watch, sums = Stopwatch(), torch.zeros(3, dtype=torch.float64, device=device)  # of loss, hits at 1, hits at 5
     progress = ProgressMeter(len(loader), [watch.batch_time, watch.data_time], "Test: ")
     for i, (view, target) in enumerate(watch.waiting(loader)):
-        output = model(normalize_images(view.to(device, non_blocking=True)))
+        with autocast(device, args.precision):
+            output = model(normalize_images(view.to(device, non_blocking=True)))
         target = target.to(device, non_blocking=True)
         hits = [hit.sum() for hit in correct(output, target, topk=(1, 5))]
         sums += torch.stack([F.cross_entropy(output, target, reduction="sum").double(), *hits])

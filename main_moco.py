@@ -11,16 +11,18 @@ from torchvision import models
 from moco import checkpoint as ckpt
 from moco import launch, options
 from moco.asymmetry.asym_aug import asym_aug_plan
-from moco.asymmetry.asym_bn import asym_bn_group, check_group
+from moco.asymmetry.asym_bn import check_group
 from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import contrastive_loss, multicrop_plan
 from moco.asymmetry.scalemix import scalemix_plan
+from moco.batchnorm import check_splits, in_words
 from moco.builder import MoCo
+from moco.device import autocast, grad_scaler, set_precision
 from moco.distributed import data_parallel, from_rank_0, rank
 from moco.image_folder import ImageFolder
 from moco.loader import training_loader
 from moco.meters import AverageMeter, ProgressMeter, Stopwatch, accuracy
-from moco.optim import cosine_lr, set_lr
+from moco.optim import cosine_lr, set_lr, sgd
 from moco.options import number
 from moco.prefetch import finisher, prefetched
 from moco.views.plan import baseline_plan
@@ -39,6 +41,13 @@ def build_parser():
     moco.add_argument(
         "--moco-t", metavar="T", default=0.2, type=number(float, 0, exclusive=True), help="softmax temperature"
     )
+    moco.add_argument(
+        "--bn-splits",
+        metavar="N",
+        default=1,
+        type=number(int, 1),
+        help="batch normalisation in N groups a process, so that it acts as N devices",
+    )
 
     add_designs(parser)
     return parser
@@ -56,7 +65,11 @@ def add_designs(parser):
     )
     designs.add_argument("--enable-asym-bn", action="store_true", help="target: projector BN over several devices")
     designs.add_argument(
-        "--asym-bn-group", metavar="N", default=8, type=number(int, 1), help="devices that AsymBN normalises over"
+        "--asym-bn-group",
+        metavar="N",
+        default=8,
+        type=number(int, 1),
+        help="devices (processes times --bn-splits) that AsymBN normalises over",
     )
     designs.add_argument("--enable-mean-encoding", action="store_true", help="target: mean encoding of 2 views")
 
@@ -76,8 +89,9 @@ def prepare(args, run):
         )
     if 4 * args.moco_k * args.moco_dim > launch.memory():
         raise ValueError(f"--moco-k {args.moco_k} times --moco-dim {args.moco_dim} keys do not fit into the memory")
+    check_splits(args.bn_splits, args.batch_size // run.local)
     if args.enable_asym_bn:
-        check_group(args.asym_bn_group, run.world)
+        check_group(args.asym_bn_group, run.world, args.bn_splits)
     folder = ImageFolder(os.path.join(args.data, "train"))
     options.check_folder(folder, args)
     args.images = len(folder)
@@ -100,16 +114,19 @@ def view_plan(args):
     return plan
 
 
-def build(args, group=None, device=None):
+def build(args, device=None):
     """The model, and its optimizer over all parameters, so that published optimizer states fit."""
     model = MoCo(
         lambda num_classes: models.get_model(args.arch, num_classes=num_classes),
         *(args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.enable_asym_bn),
         seed=args.seed,
-        asym_bn_group=group,
-    ).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
-    return model, optimizer
+        asym_bn_group=args.asym_bn_group,
+        bn_splits=args.bn_splits,
+    ).to(device, memory_format=torch.channels_last)
+    if args.compile:
+        for encoder in (model.encoder_q, model.encoder_k):
+            encoder.compile(dynamic=False)
+    return model, sgd(model.parameters(), args.lr, args.momentum, args.weight_decay)
 
 
 def train(device, args, run, folder):
@@ -117,36 +134,34 @@ def train(device, args, run, folder):
     args.seed, args.resume = from_rank_0((args.seed, args.resume))
     options.check_same_options(args)
     torch.backends.cudnn.benchmark = True
+    set_precision(args.precision)
     plan = view_plan(args)
-    group = asym_bn_group(args.asym_bn_group) if args.enable_asym_bn else None
-    model, optimizer = build(args, group, device)
-    start_epoch, earlier_world = 0, run.world
+    model, optimizer = build(args, device)
+    scaler = grad_scaler(device, args.precision)
+    start_epoch, earlier = 0, None
     if args.resume:
         checkpoint = ckpt.read_on_all_ranks(args.resume)
-        ckpt.restore(checkpoint, model, optimizer)
-        start_epoch, earlier_world = checkpoint["epoch"], checkpoint.get("processes", run.world)
+        ckpt.restore(checkpoint, model, optimizer, scaler)
+        start_epoch, earlier = checkpoint["epoch"], bn_batch(checkpoint)
     if args.start_epoch is not None:
         start_epoch = args.start_epoch
-    net = data_parallel(model, device, lambda net: loss_of_noise(net, plan, device))
+    net = data_parallel(model, device, lambda net: loss_of_noise(net, plan, args, run, device))
     workers = options.workers_a_process(args, run)
     loader = training_loader(folder, plan.views, args.total_batch, args.seed, workers, augment_on=args.augment_on)
     if rank() == 0:
-        announce(args, run, plan, device, start_epoch, workers)
-        if earlier_world != run.world:
-            before, now = (args.total_batch // world for world in (earlier_world, run.world))
-            print(f"note: batch normalisation sees {now} images at a time, before the resume it saw {before}")
+        announce(args, run, plan, device, start_epoch, workers, earlier)
 
     for epoch in range(start_epoch, args.epochs):
         set_lr(optimizer, cosine_lr(args.lr, epoch, args.epochs))
         loader.batch_sampler.epoch = epoch
-        train_epoch(net, optimizer, loader, plan, epoch, args, device, first=epoch == start_epoch)
+        train_epoch(net, optimizer, scaler, loader, plan, epoch, args, device, first=epoch == start_epoch)
         if rank() == 0:
-            stored = options.result_options(args)
-            checkpoint = ckpt.of_run(epoch + 1, model, optimizer, stored, processes=run.world)
+            more = {"processes": run.world, "scaler": scaler.state_dict()}
+            checkpoint = ckpt.of_run(epoch + 1, model, optimizer, options.result_options(args), **more)
             ckpt.save(checkpoint, os.path.join(args.output_dir, f"checkpoint_{args.tag}_{epoch:04d}.pth.tar"))
 
 
-def train_epoch(net, optimizer, loader, plan, epoch, args, device, first):
+def train_epoch(net, optimizer, scaler, loader, plan, epoch, args, device, first):
     """An epoch's steps. The meters show global rank 0's share of the batch, as MoCo's do."""
     net.train()
     watch, loss_meter = Stopwatch(device), AverageMeter("Loss", ":.4e")
@@ -156,11 +171,13 @@ def train_epoch(net, optimizer, loader, plan, epoch, args, device, first):
     finish = finisher(plan.views, args.augment_on, device)
 
     for i, (views, _) in enumerate(prefetched(watch.waiting(loader), finish, device)):
-        logits, labels = net(*plan.split(views), step=epoch * len(loader) + i)
-        loss = contrastive_loss(logits, labels)
+        with autocast(device, args.precision):
+            logits, labels = net(*plan.split(views), step=epoch * len(loader) + i)
+            loss = contrastive_loss(logits, labels)
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
         acc1, acc5 = accuracy(logits[0], labels[0], topk=(1, 5))
         for meter, value in ((loss_meter, loss.detach()), (top1, acc1), (top5, acc5)):
@@ -172,14 +189,24 @@ def train_epoch(net, optimizer, loader, plan, epoch, args, device, first):
             progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
 
 
-def loss_of_noise(net, plan, device):
-    """The loss of two random images a process, with as many views as the plan has."""
-    views = [torch.randn(2, 3, view.size, view.size, device=device) for view in plan.views]
-    return contrastive_loss(*net(*plan.split(views), step=0))
+def loss_of_noise(net, plan, args, run, device):
+    """The loss of a batch of random images, of the size and number of the real ones."""
+    n = args.total_batch // run.world
+    views = [torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views]
+    with autocast(device, args.precision):
+        return contrastive_loss(*net(*plan.split(views), step=0))
 
 
-def announce(args, run, plan, device, start_epoch, workers):
-    """Prints what is about to run."""
+def bn_batch(checkpoint):
+    """Images that batch normalisation saw at a time when `checkpoint` was written; None where it does not say."""
+    if not {"processes", "options"} <= checkpoint.keys():
+        return None
+    stored = checkpoint["options"]
+    return stored["total_batch"] // (checkpoint["processes"] * stored.get("bn_splits", 1))
+
+
+def announce(args, run, plan, device, start_epoch, workers, earlier):
+    """Prints what is about to run; `earlier` is the `bn_batch` of the resumed checkpoint, or None."""
     flags = {
         "MultiCrop": args.enable_multicrop,
         "ScaleMix": args.enable_scalemix,
@@ -188,10 +215,11 @@ def announce(args, run, plan, device, start_epoch, workers):
         "MeanEnc": args.enable_mean_encoding,
     }
     print(f"designs: {', '.join(name for name, on in flags.items() if on) or 'none, the MoCo v2 baseline'}")
-    if args.enable_asym_bn and run.world == 1:
-        print("note: AsymBN changes nothing with one process, whose batch normalisation sees the whole batch anyway")
+    if args.enable_asym_bn and run.world * args.bn_splits == 1:
+        print("note: AsymBN changes nothing where batch normalisation sees the whole batch anyway")
     print(plan)
     options.announce(args, run, device, start_epoch, workers)
+    print(in_words(args.bn_splits, run.world, args.total_batch, earlier))
     print(f"loss of a blind guess: ln(K + 1) = {math.log(args.moco_k + 1):.4f}", flush=True)
 
 

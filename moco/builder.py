@@ -12,6 +12,8 @@ from torch import nn
 
 from moco.asymmetry.asym_bn import synchronize_projector
 from moco.asymmetry.mean_encoding import mean_encoding
+from moco.batchnorm import split_batchnorm
+from moco.device import at_least_fp32
 from moco.distributed import BatchShuffle, rank
 
 
@@ -26,7 +28,8 @@ class MoCo(nn.Module):
         T: temperature of the softmax.
         enable_asym_bn: synchronise the BN of the target's projector (AsymBN).
         seed: of the weights, the queue and each step's shuffle; the same on every rank.
-        asym_bn_group: the process group that AsymBN synchronises over; None means all processes.
+        asym_bn_group: BN groups, processes times `bn_splits`, that AsymBN normalises over; None means all.
+        bn_splits: BN groups on this device, each of which acts as a device of its own.
 
     Buffers: `queue` (dim x K, columns of norm 1) and `queue_ptr` (long, shape 1), the column written next.
     """
@@ -41,18 +44,19 @@ class MoCo(nn.Module):
         enable_asym_bn=False,
         seed=0,
         asym_bn_group=None,
+        bn_splits=1,
     ):
         super().__init__()
-        self.K, self.m, self.T, self.seed = K, m, T, seed
+        self.K, self.m, self.T, self.seed, self.bn_splits = K, m, T, seed, bn_splits
         self.step = 0  # counts forwards where the caller does not; addresses the shuffle, never saved
 
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
-            self.encoder_q = add_projector(base_encoder(num_classes=dim))
+            self.encoder_q = split_batchnorm(add_projector(base_encoder(num_classes=dim)), bn_splits)
             queue = F.normalize(torch.randn(dim, K), dim=0)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         if enable_asym_bn:
-            synchronize_projector(self.encoder_k.fc, asym_bn_group)
+            synchronize_projector(self.encoder_k.fc, asym_bn_group, bn_splits)
 
         self.register_buffer("queue", queue)
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
@@ -95,7 +99,7 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def encode_keys(self, im_k, step):
         """List of N x 3 x H x W to the normalised keys of all devices, B x C in the order of the global batch."""
-        shuffle = BatchShuffle(len(im_k), len(im_k[0]), self.seed, step)
+        shuffle = BatchShuffle(len(im_k), len(im_k[0]), self.seed, step, self.bn_splits)
         k = self.encoder_k(shuffle.shuffle(torch.cat(im_k)))  # (views N) x C
         k = shuffle.gather_unshuffled(k)  # views x B x C
         return normalize(mean_encoding(at_least_fp32(k)))
@@ -104,9 +108,10 @@ class MoCo(nn.Module):
         """[q.k, q.queue] / T for each view's queries: list of N x C and N x C to list of N x (1 + K)."""
         with torch.autocast(k.device.type, enabled=False):
             queue = self.queue.to(k.dtype, copy=True)  # the backward pass needs it as it is before enqueue
-            l_pos = [(q_v * k).sum(dim=1, keepdim=True) for q_v in q]  # positive logits: N x 1
-            l_neg = [q_v @ queue for q_v in q]  # negative logits: N x K
-            return [torch.cat(pair, dim=1) / self.T for pair in zip(l_pos, l_neg, strict=True)]
+            q = torch.stack(q) / self.T  # views x N x C
+            l_pos = (q * k).sum(dim=2, keepdim=True)  # positive logits: views x N x 1
+            l_neg = q @ queue  # negative logits, one product for all views: views x N x K
+            return list(torch.cat([l_pos, l_neg], dim=2))
 
     @torch.no_grad()
     def enqueue(self, keys):
@@ -123,11 +128,6 @@ def add_projector(encoder):
     d = encoder.fc.in_features
     encoder.fc = nn.Sequential(nn.Linear(d, d), nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(), encoder.fc)
     return encoder
-
-
-def at_least_fp32(x):
-    """`x` as it is in float32 or float64, what is below in float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def normalize(x):

@@ -150,13 +150,22 @@ def _check_optimizer(saved, path, optimizer):
         raise CheckpointError(f"the optimizer state of the checkpoint {path!r} does not fit this model's parameters")
 
 
-def restore(checkpoint, model, optimizer):
-    """Loads the weights and the optimizer's state; its hyper-parameters stay those of the command line."""
+def restore(checkpoint, model, optimizer, scaler=None):
+    """Loads the weights, the optimizer's state and the loss scaler's.
+
+    The optimizer's hyper-parameters stay those of the command line. Its momentum takes the memory format of its
+    parameter, as a fused update needs it; a published one is NCHW.
+    """
     model.load_state_dict({n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items()})
     ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(checkpoint["optimizer"])
     for group, hyper_parameters in zip(optimizer.param_groups, ours, strict=True):
         group.update(hyper_parameters)
+    for parameter, state in optimizer.state.items():
+        if state.get("momentum_buffer") is not None:
+            state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
+    if scaler is not None and checkpoint.get("scaler"):
+        scaler.load_state_dict(checkpoint["scaler"])
 
 
 def backbone_of(checkpoint, path):

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from moco.device import send
 from moco.randomness import SHUFFLE, generator
 
 # Newer releases of torch have these under other names and warn of the older ones.
@@ -52,10 +53,10 @@ def from_rank_0(value):
 def data_parallel(model, device, loss_of):
     """Wraps `model` so that its gradients are averaged over all processes; alone in the world it stays as it is.
 
-    Buffers are not sent in a step: rank 0's are the ones that are saved.
+    Buffers are not sent in a step: rank 0's are the ones that are saved. Every step must use the same parameters.
 
     Args:
-        device: of the model. loss_of: called as `loss_of(net)` once, on every rank; a scalar that depends on the same
+        device: of the model. loss_of: called as `loss_of(net)` twice, on every rank; a scalar that depends on the same
             parameters as the real loss.
 
     Raises:
@@ -65,7 +66,7 @@ def data_parallel(model, device, loss_of):
         return model
     check_equal(model.state_dict())
     ids = [device.index] if device.type == "cuda" else None
-    net = DistributedDataParallel(model, device_ids=ids, **NO_BUFFERS)
+    net = DistributedDataParallel(model, device_ids=ids, static_graph=True, gradient_as_bucket_view=True, **NO_BUFFERS)
     fix_bucket_layout(net, loss_of)
     return net
 
@@ -96,18 +97,20 @@ def check_equal(tensors):
 
 
 def fix_bucket_layout(net, loss_of):
-    """Runs one step to no effect, so that DistributedDataParallel settles its buckets before the first real one.
+    """Runs two steps to no effect, so that DistributedDataParallel settles its buckets before the first real one.
 
-    DDP lays its gradient buckets out anew after its first backward pass. From 3 processes on the layout decides the
-    order of summation, so a run resumed with a first pass of its own would differ in the last bits.
+    DDP lays its gradient buckets out anew after its first backward pass, of a static graph after its second. From 3
+    processes on the layout decides the order of summation, so a run resumed with first passes of its own would differ
+    in the last bits.
 
     Args:
         net: a DistributedDataParallel; its parameters and buffers are restored, its gradients cleared.
         loss_of: as in `data_parallel`.
     """
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    loss_of(net).backward()  # the next forward pass takes the order in which these gradients came
-    net.zero_grad(set_to_none=True)
+    for _ in range(2):
+        loss_of(net).backward()  # the next forward pass takes the order in which these gradients came
+        net.zero_grad(set_to_none=True)
     net.load_state_dict(before)
 
 
@@ -136,19 +139,21 @@ class BatchShuffle:
 
     The target batch of all devices is permuted before it is encoded, so that a BN batch never holds the keys of
     just one query batch. The permutation is a function of (seed, step) that every rank evaluates alike: no index
-    is sent. It acts on the position `view * B + sample`, B the global batch and `sample` the place in it.
+    is sent. It acts on the position `view * B + sample`, B the global batch and `sample` the place in it, whatever the
+    number of ranks and of BN groups on each.
 
     Args:
         views: target views an image.
         batch: images on this rank; `views * batch` rows are shuffled here.
         seed, step: non-negative integers, the address of the permutation.
+        splits: BN groups on each rank.
     """
 
-    def __init__(self, views, batch, seed, step):
+    def __init__(self, views, batch, seed, step, splits=1):
         self.world, self.rank = world_size(), rank()
         self.views, self.batch = views, batch
-        if self.world > 1:
-            # With one BN batch the order changes nothing, so one process does not shuffle.
+        self.order = None
+        if self.world * splits > 1:  # with one BN group the order changes nothing
             order = generator(SHUFFLE, seed, step).permutation(views * batch * self.world)
             self.order = torch.from_numpy(order)  # the shuffled batch's j-th row is row order[j]
 
@@ -161,8 +166,10 @@ class BatchShuffle:
         Returns:
             This rank's rows of the shuffled batch, in the shape of `x`.
         """
-        if self.world == 1:
+        if self.order is None:
             return x
+        if self.world == 1:
+            return x[send(self.order, x.device)]
         n = self.views * self.batch
         view, sample = self.order // (self.batch * self.world), self.order % (self.batch * self.world)
         owner, row = sample // self.batch, view * self.batch + sample % self.batch
@@ -173,10 +180,10 @@ class BatchShuffle:
         owners = owner[self.rank * n : (self.rank + 1) * n]
         received = torch.bincount(owners, minlength=self.world)
         arrivals = torch.empty_like(x, memory_format=torch.contiguous_format)
-        departures = x[row[mine].to(x.device)].contiguous()
+        departures = x[send(row[mine], x.device)].contiguous()
         dist.all_to_all_single(arrivals, departures, received.tolist(), sent.tolist())
         positions = torch.argsort(owners, stable=True)
-        return arrivals[torch.argsort(positions).to(x.device)]
+        return arrivals[send(torch.argsort(positions), x.device)]
 
     def gather_unshuffled(self, k):
         """Gathers the encodings of all ranks and undoes the permutation.
@@ -188,6 +195,6 @@ class BatchShuffle:
             views x B x C in the order of the global batch, the same on every rank, without gradient.
         """
         k = all_gather(k)
-        if self.world > 1:
-            k = k[torch.argsort(self.order).to(k.device)]
+        if self.order is not None:
+            k = k[send(torch.argsort(self.order), k.device)]
         return k.view(self.views, self.batch * self.world, -1)

@@ -1,8 +1,22 @@
-"""LARS and the learning rate's schedule."""
+"""SGD as this project wants it, LARS, and the learning rate's schedule."""
 
 import math
 
 import torch
+
+
+def sgd(params, lr, momentum=0, weight_decay=0):
+    """torch.optim.SGD in its fused form, with the momentum there from the start, as zeros.
+
+    Without it the fused update makes the momentum in its first step, and leaves it unset where a loss scaler has that
+    step skipped.
+    """
+    optimizer = torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, fused=True)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if momentum and p.requires_grad:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 class LARS(torch.optim.SGD):

@@ -10,6 +10,7 @@ import torch
 from torchvision import models
 
 from moco import checkpoint as ckpt
+from moco import speed
 from moco.distributed import from_all
 from moco.launch import cores, plan_launch
 
@@ -130,16 +131,7 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay):
     parser.add_argument("--output-dir", metavar="DIR", default=".", help="folder for the checkpoints")
     parser.add_argument("--crop-size", metavar="PX", default=224, type=some, help="side of the full-size views")
 
-    parser.add_argument(
-        "--augment-on",
-        choices=["cpu", "device"],
-        help="cpu (default): all by Pillow in the workers, as in the paper; device: the workers only decode and crop",
-    )
-    parser.add_argument(
-        "--fast",
-        action="store_true",
-        help="turn on all that is faster and equal in distribution, though not to the bit: --augment-on device",
-    )
+    speed.add_flags(parser)
 
     group = parser.add_argument_group("processes (under torchrun none of these is needed)")
     group.add_argument(
@@ -172,7 +164,7 @@ def parse(parser, prepare, argv=None, least=1):
     args = parser.parse_args(argv)
     try:
         launch = plan_launch(args)
-        args.augment_on = args.augment_on or ("device" if args.fast else "cpu")
+        speed.settle(args)
         args.total_batch = args.batch_size * launch.nodes
         if args.batch_size % launch.local or args.batch_size < least * launch.local:
             raise ValueError(
@@ -216,7 +208,10 @@ def check_resume(args, launch, build, any_options=False):
     if args.seed is None:
         args.seed = checkpoint.get("options", {}).get("seed", secrets.randbits(31))
     force = args.force or any_options
-    ckpt.check_resumable(checkpoint, args.resume, *build(), result_options(args), force)
+    compared = result_options(args)
+    if checkpoint.get("processes") != launch.world:
+        compared.pop("bn_splits", None)  # another number of processes may want it; the start says what it comes to
+    ckpt.check_resumable(checkpoint, args.resume, *build(), compared, force)
     if not force and args.start_epoch not in (None, checkpoint["epoch"]):
         raise ValueError(
             f"--start-epoch is {args.start_epoch}, but the checkpoint {args.resume!r} has finished "
@@ -249,10 +244,8 @@ def workers_a_process(args, launch):
 
 def announce(args, launch, device, start_epoch, workers):
     """Prints where and on what this run goes on."""
-    if args.fast:
-        print(
-            f"fast: {'--augment-on device' if args.augment_on == 'device' else 'nothing, --augment-on cpu was given'}"
-        )
+    if args.fast is not None:
+        print(f"fast: {' '.join(args.fast) or 'nothing, every flag of it was given'}")
     print(f"seed: {args.seed}")
     gpus = torch.cuda.device_count()
     name = f"{torch.cuda.get_device_name(device)}, {gpus} here" if device.type == "cuda" else f"CPU, {cores()} cores"

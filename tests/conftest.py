@@ -18,6 +18,7 @@ def _one_rank(rank, function, world, folder, args):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     torch.save(function(*args), f"{folder}/{rank}.pt")
+    dist.barrier()  # one that leaves while others still join makes them fail
     dist.destroy_process_group()
 
 

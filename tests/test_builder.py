@@ -1,6 +1,7 @@
 """MoCo's step against Algorithm 1 written out slowly: every device simulated in turn, loops, no shared helpers."""
 
 import copy
+import functools
 import math
 import pickle
 
@@ -17,7 +18,7 @@ from moco.builder import MoCo
 from moco.distributed import data_parallel
 from tests.conftest import run_ranks
 
-N, DIM, K, M, T, LR, STEPS, SEED = 4, 8, 20, 0.9, 0.2, 0.1, 3, 5
+N, DIM, K, M, T, LR, STEPS, SEED = 4, 8, 40, 0.9, 0.2, 0.1, 3, 5  # N: images a device
 
 
 class TinyNet(nn.Module):
@@ -48,17 +49,17 @@ def views_of(design):
     }[design]
 
 
-def our_steps(design, world):
-    """A few steps on one rank; returns everything the oracle computes."""
+def our_steps(design, world, splits=1):
+    """A few steps on one rank, which acts as `splits` devices; returns everything the oracle computes."""
     n_q, n_mini, n_k, asym_bn = views_of(design)
-    model = MoCo(TinyNet, DIM, K, M, T, asym_bn, seed=SEED).double()
-    net = data_parallel(model, torch.device("cpu"), lambda net: loss_of_noise(net, n_q, n_mini, n_k))
+    model = MoCo(TinyNet, DIM, K, M, T, asym_bn, seed=SEED, bn_splits=splits).double()
+    net = data_parallel(model, torch.device("cpu"), lambda net: loss_of_noise(net, N * splits, n_q, n_mini, n_k))
     rank = torch.distributed.get_rank() if world > 1 else 0
     optimizer = torch.optim.SGD(model.parameters(), LR)
     out = []
     for step in range(STEPS):
         mine = [
-            [x[rank * N : (rank + 1) * N] for x in images(step, views, size, world)]
+            [x.chunk(world)[rank] for x in images(step, views, size, world * splits)]
             for views, size in ((n_q, 12), (n_mini, 8), (n_k, 12 + 1))
         ]
         logits, labels = net(*mine, step=step)
@@ -72,8 +73,8 @@ def our_steps(design, world):
     return out
 
 
-def loss_of_noise(net, *counts):
-    views = [[torch.randn(2, 3, 9, 9, dtype=torch.float64)] * n for n in counts]
+def loss_of_noise(net, batch, *counts):
+    views = [[torch.randn(batch, 3, 9, 9, dtype=torch.float64)] * n for n in counts]
     return contrastive_loss(*net(*views, step=0), counts[0])
 
 
@@ -88,7 +89,9 @@ def oracle_projector_bn(bn, x_of_devices):
     return [(x - mean) / (var + 1e-5).sqrt() * bn.weight + bn.bias for x in x_of_devices]
 
 
+@functools.cache
 def oracle_steps(design, world):
+    """Algorithm 1 on `world` devices, rank 0's state dict and everyone's results."""
     n_q, n_mini, n_k, asym_bn = views_of(design)
     start = MoCo(TinyNet, DIM, K, M, T, seed=SEED).double()
     devices_q = [copy.deepcopy(start.encoder_q) for _ in range(world)]
@@ -176,21 +179,22 @@ def oracle_steps(design, world):
     return out
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_steps_equal_algorithm_1(world):
-    designs = ["baseline", "multicrop", "asym_bn", "mean_encoding", "all"]
-    if world == 1:
-        ours = [[our_steps(design, 1)] for design in designs]
-    else:
-        per_rank = run_ranks(_all_designs, world, designs, world)
-        ours = [[per_rank[r][i] for r in range(world)] for i in range(len(designs))]
-    for design, ranks in zip(designs, ours, strict=True):
-        for step, (logits, losses, gradients, state) in enumerate(oracle_steps(design, world)):
+DESIGNS = ["baseline", "multicrop", "asym_bn", "mean_encoding", "all"]
+
+
+@pytest.mark.parametrize("world, splits", [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (2, 4), (1, 8)])
+def test_steps_equal_algorithm_1(world, splits):
+    """Processes times BN groups act as so many devices, in whatever way they are spread."""
+    per_rank = run_ranks(all_designs, world, world, splits) if world > 1 else [all_designs(1, splits)]
+    for design, *ranks in zip(DESIGNS, *per_rank, strict=True):
+        for step, (logits, losses, gradients, state) in enumerate(oracle_steps(design, world * splits)):
             for r in range(world):
                 our_logits, our_loss, our_gradients, our_state = ranks[r][step]
                 where = f"{design}, step {step}, rank {r}"
-                torch.testing.assert_close(our_logits, logits[r], msg=lambda m, w=where: f"{w}: {m}")
-                assert math.isclose(our_loss, losses[r], rel_tol=1e-9), where
+                devices = slice(r * splits, (r + 1) * splits)
+                expected = [torch.cat(views) for views in zip(*logits[devices], strict=True)]
+                torch.testing.assert_close(our_logits, expected, msg=lambda m, w=where: f"{w}: {m}")
+                assert math.isclose(our_loss, sum(losses[devices]) / splits, rel_tol=1e-9), where
                 torch.testing.assert_close(our_gradients, gradients, msg=lambda m, w=where: f"{w}: {m}")
                 assert torch.equal(our_state["queue"], ranks[0][step][3]["queue"]), where
             assert our_state.keys() == state.keys()
@@ -198,8 +202,8 @@ def test_steps_equal_algorithm_1(world):
                 torch.testing.assert_close(value, state[name], msg=lambda m, w=f"{design} {name}": f"{w}: {m}")
 
 
-def _all_designs(designs, world):
-    return [our_steps(design, world) for design in designs]
+def all_designs(world, splits):
+    return [our_steps(design, world, splits) for design in DESIGNS]
 
 
 def test_state_dict_names_and_shapes():

@@ -142,9 +142,9 @@ def test_what_the_flags_say_is_what_trains(imagenet, tmp_path):
             half = len(addresses) // 2
             for rank, (seen, _) in enumerate(ranks):
                 images = [dataset[address][0][0] for address in addresses[half * rank : half * (rank + 1)]]
-                assert torch.equal(seen[1 + 4 * epoch + i], normalize_images(torch.stack(images)))
+                assert torch.equal(seen[2 + 4 * epoch + i], normalize_images(torch.stack(images)))
     for seen, (group,) in ranks:
-        assert len(seen) == 1 + 2 * (3 + 1)  # the start's, then training and validation
+        assert len(seen) == 2 + 2 * (3 + 1)  # the start's, then training and validation
         assert group["momentum"] == 0.7 and group["weight_decay"] == 0.01
 
 

@@ -167,7 +167,10 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys):
     two = torch.load(tmp_path / "checkpoint__0000.pth.tar", weights_only=True) | {"processes": 2}
     torch.save(two, tmp_path / "two.pth.tar")
     log = run("--resume", str(tmp_path / "two.pth.tar"))
-    assert "batch normalisation sees 48 images at a time, before the resume it saw 24" in log
+    assert "batch normalisation: 1 group of 48 images\nnote: before the resume it saw 24 images at a time" in log
+    assert "before the resume" not in run("--resume", str(tmp_path / "two.pth.tar"), "--bn-splits", "2")
+    assert "--bn-splits is 2, but the checkpoint" in refused("--bn-splits", "2")
+    assert "--precision is bf16, but the checkpoint" in refused("--precision", "bf16")
     log = run("--resume", str(tmp_path / "checkpoint__0001.pth.tar"), "--force")
     assert "2 of 2 epochs are done" in log and "Epoch: [" not in log
 
@@ -189,6 +192,69 @@ def test_the_fast_path_trains_and_counts_as_another_run(imagenet, tmp_path, caps
     main_moco.main([*words, "--resume", start, "--fast", "-j", "0", "--output-dir", str(tmp_path / "b")])
     a, b = (torch.load(tmp_path / run / "checkpoint__0001.pth.tar", weights_only=True) for run in ("a", "b"))
     assert all(torch.equal(x, b["state_dict"][name]) for name, x in a["state_dict"].items())
+
+
+def test_bn_groups_train_as_processes_do(imagenet, tmp_path, capsys):
+    """4 devices, spread over processes in three ways: an epoch of all designs, from the flags to the checkpoint."""
+    states = []
+    for world in (4, 2, 1):
+        more = ["--seed", "5", "--bn-splits", str(4 // world), "--asym-bn-group", "2", "--epochs", "1", "-j", "0"]
+        all_designs(imagenet, tmp_path / str(world), world, *more)
+        states.append(torch.load(tmp_path / str(world) / "checkpoint__0000.pth.tar", weights_only=True)["state_dict"])
+    assert "batch normalisation: 4 groups of 12 images\n" in capsys.readouterr().out
+    for state in states[1:]:
+        for name, tensor in states[0].items():
+            torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    all_designs(imagenet, tmp_path / "other", 1, "--seed", "5", "--epochs", "1", "-j", "0")
+    other = torch.load(tmp_path / "other" / "checkpoint__0000.pth.tar", weights_only=True)["state_dict"]
+    assert (other["module.queue"] - states[0]["module.queue"]).abs().max() > 0.05  # one group is another experiment
+
+
+def test_fp16_resumes_with_its_loss_scale(imagenet, tmp_path):
+    words = [
+        str(imagenet),
+        "-a",
+        "resnet18",
+        "--crop-size",
+        "32",
+        "-b",
+        "48",
+        "--moco-k",
+        "64",
+        "-j",
+        "0",
+        "--seed",
+        "1",
+    ]
+    words += ["--precision", "fp16", "--bn-splits", "2", "--epochs", "2"]
+    main_moco.main([*words, "--output-dir", str(tmp_path / "whole")])
+    start = tmp_path / "whole" / "checkpoint__0000.pth.tar"
+    main_moco.main([*words, "--output-dir", str(tmp_path / "resumed"), "--resume", str(start)])
+    a, b = (torch.load(tmp_path / run / "checkpoint__0001.pth.tar", weights_only=True) for run in ("whole", "resumed"))
+    assert a["scaler"] == b["scaler"] and a["scaler"]["_growth_tracker"] > 0
+    assert all(torch.equal(x, b["state_dict"][name]) for name, x in a["state_dict"].items())
+    assert all(x.isfinite().all() and x.dtype != torch.float16 for x in a["state_dict"].values())
+
+
+def test_the_flags_reach_the_encoders(imagenet, tmp_path, monkeypatch):
+    compiled, seen = [], []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how)))
+    build = main_moco.build
+
+    def recording(*args):
+        model, optimizer = build(*args)
+        model.encoder_q.register_forward_hook(lambda module, images, out: seen.append(out.dtype))
+        seen.append(model)
+        return model, optimizer
+
+    monkeypatch.setattr(main_moco, "build", recording)
+    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0"]
+    words += ["--epochs", "1", "--compile", "--precision", "bf16", "--output-dir", str(tmp_path)]
+    main_moco.main(words)
+    model, *dtypes = seen
+    assert compiled == [(model.encoder_q, {"dynamic": False}), (model.encoder_k, {"dynamic": False})]
+    assert dtypes == [torch.bfloat16] * 2 and model.queue.dtype == torch.float32
+    assert model.encoder_q.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def what_trains(words):

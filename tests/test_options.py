@@ -77,6 +77,7 @@ DEFAULTS = {
 MOCO_DEFAULTS = {
     **{"epochs": 100, "batch_size": 256, "lr": 0.03, "weight_decay": 1e-4, "moco_dim": 128, "moco_k": 65536},
     **{"moco_m": 0.999, "moco_t": 0.2, "tag": "", "mini_crop_size": 96, "asym_bn_group": 8},
+    "bn_splits": 1,
 }
 LINCLS_DEFAULTS = {
     **{"epochs": 90, "batch_size": 4096, "lr": 0.1, "weight_decay": 0.0, "evaluate": False, "pretrained": None},
@@ -241,22 +242,6 @@ def test_workers_are_the_nodes_and_end_at_its_cores(monkeypatch):
         assert options.workers_a_process(args, launch.Launch("spawn", local=local)) == each
 
 
-def test_fast_turns_on_the_device_path_and_says_so(imagenet, tmp_path, capsys):
-    def parsed(*flags):
-        argv = [str(imagenet), *SMALL, "--output-dir", str(tmp_path), *flags]
-        return options.parse(main_moco.build_parser(), main_moco.prepare, argv)
-
-    for flags, path in (((), "cpu"), (("--fast",), "device"), (("--augment-on", "device"), "device")):
-        assert parsed(*flags)[0].augment_on == path
-    args, run, _ = parsed("--fast", "--augment-on", "cpu")
-    assert args.augment_on == "cpu"
-    options.announce(args, run, torch.device("cpu"), 0, 1)
-    assert "fast: nothing, --augment-on cpu was given" in capsys.readouterr().out
-    args, run, _ = parsed("--fast")
-    options.announce(args, run, torch.device("cpu"), 0, 1)
-    assert "fast: --augment-on device" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     "waited, flags, advice",
     [
@@ -286,7 +271,7 @@ def test_only_flags_that_change_results_are_stored(imagenet, tmp_path):
     assert set(stored) == {
         *("arch", "epochs", "lr", "momentum", "weight_decay", "seed", "crop_size", "total_batch"),
         *("moco_dim", "moco_k", "moco_m", "moco_t", "images", "asym_bn_group", "enable_multicrop", "enable_scalemix"),
-        "augment_on",
+        *("augment_on", "precision", "compile", "bn_splits"),
         *("enable_asym_aug", "enable_asym_bn", "enable_mean_encoding"),
     }
     assert stored["total_batch"] == 8 and stored["images"] == len(folder) == 96 and run.local == 2

@@ -1,32 +1,60 @@
-"""AsymBN (paper, section 4.4): the target's projector normalises over all devices of a node, the source's over one."""
+"""AsymBN (paper, section 4.4): the target's projector normalises over all devices of a node, the source's over one.
+
+A device here is a group of batch normalisation: where one process normalises in several (`moco/batchnorm.py`), each
+counts.
+"""
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from moco.batchnorm import SplitBatchNorm, replace_batchnorm
+from moco.device import at_least_fp32
 from moco.distributed import all_gather, rank, world_size
 
 
-def check_group(size, devices):
-    """Refuses a group size that does not divide the number of devices; one above it means all of them.
+def check_group(size, processes, splits=1):
+    """Refuses a group that does not divide all devices, or cuts through a process; one above all means all.
+
+    Args:
+        size: devices a group. processes: in the world. splits: devices a process.
 
     Raises:
         ValueError: the message names the sizes that would do.
     """
-    if size < devices and devices % size:
-        sizes = ", ".join(str(n) for n in range(1, devices + 1) if devices % n == 0)
-        raise ValueError(f"--asym-bn-group {size} does not divide the {devices} devices; give one of {sizes}")
+    devices = processes * splits
+    sizes = [n for n in range(1, devices + 1) if devices % n == 0 and (n % splits == 0 or splits % n == 0)]
+    if size < devices and size not in sizes:
+        what = f"{processes} processes of {splits} BN groups" if splits > 1 else f"{devices} devices"
+        raise ValueError(
+            f"--asym-bn-group {size} does not divide the {what}; give one of {', '.join(map(str, sizes))}"
+        )
 
 
-def asym_bn_group(size):
-    """The process group of `size` neighbouring ranks, or of all if there are fewer, that AsymBN synchronises over.
+def synchronize_projector(projector, size=None, splits=1):
+    """Replaces each batch normalisation of `projector` by one over `size` devices, in place.
 
-    Every rank must call it. Returns this rank's; None stands for all.
+    Every rank must call it. Parameters, statistics and state-dict names stay.
+
+    Args:
+        size: devices a group, neighbours; None, or one above all, means all. splits: devices a process.
+
+    Raises:
+        ValueError: as check_group.
     """
+    size = min(size or world_size() * splits, world_size() * splits)
+    check_group(size, world_size(), splits)
+    if size <= splits:
+        return replace_batchnorm(projector, lambda *args: SplitBatchNorm(*args, splits=splits // size))
+    group = process_group(size // splits)
+    return replace_batchnorm(projector, lambda *args: SyncTargetBatchNorm1d(*args, group=group))
+
+
+def process_group(size):
+    """The process group of this rank and its neighbours, `size` in all; None for all. Every rank must call it."""
     world = world_size()
-    check_group(size, world)
-    if size >= world:
+    if size == world:
         return None
     return [dist.new_group(range(first, first + size)) for first in range(0, world, size)][rank() // size]
 
@@ -46,13 +74,13 @@ class SyncTargetBatchNorm1d(nn.BatchNorm1d):
         super().__init__(*args, **kwargs)
         self.group = group
 
+    @torch.compiler.disable  # it waits for other processes
     @torch.no_grad()
     def forward(self, x):
         """x: N x C to N x C, without gradient."""
         if not self.training:
             return super().forward(x)
-        stats = x if x.dtype == torch.float64 else x.float()
-        var, mean = torch.var_mean(stats, dim=0, correction=0)
+        var, mean = torch.var_mean(at_least_fp32(x), dim=0, correction=0)
         means, variances = all_gather(torch.stack((mean, var))[None], self.group).unbind(1)  # ranks x C each
         mean = means.mean(dim=0)
         var = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
@@ -61,17 +89,3 @@ class SyncTargetBatchNorm1d(nn.BatchNorm1d):
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
         self.running_var.lerp_((var * (n / (n - 1))).to(self.running_var), self.momentum)
         return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
-
-
-def synchronize_projector(projector, group=None):
-    """Replaces each BatchNorm1d of `projector` (nn.Sequential) by one synchronised over `group`, in place.
-
-    Parameters, statistics and state-dict names stay.
-    """
-    for name, bn in projector.named_children():
-        if isinstance(bn, nn.BatchNorm1d):
-            sync = SyncTargetBatchNorm1d(bn.num_features, bn.eps, bn.momentum, group=group)
-            sync.load_state_dict(bn.state_dict())
-            sync.requires_grad_(bn.weight.requires_grad)
-            setattr(projector, name, sync)
-    return projector

@@ -9,6 +9,7 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 
+from moco.device import send
 from moco.views import tensor_ops as ops
 from moco.views.draw import JITTER
 from moco.views.normalize import normalize_images
@@ -144,11 +145,6 @@ def _apply(x, rows, sent):
     counts = [len(indices) for _, indices in steps]
     indices = send(torch.cat([indices for _, indices in steps]), x.device)  # one copy for all
     return run_steps(x, sent, [function for function, _ in steps], indices.split(counts))
-
-
-def send(x, device):
-    """A CPU tensor to `device` without waiting for it: from pageable memory a GPU's copy would."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def run_steps(x, rows, functions, indices):

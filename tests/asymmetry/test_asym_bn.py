@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from moco.asymmetry.asym_bn import SyncTargetBatchNorm1d, asym_bn_group, check_group, synchronize_projector
+from moco.asymmetry.asym_bn import SyncTargetBatchNorm1d, check_group, synchronize_projector
 from tests.conftest import run_ranks
 
 N, C, STEPS = 3, 5, 4
@@ -22,11 +22,13 @@ def randomised(bn):
     return bn
 
 
-def synchronised(world, size):
-    group, rank = asym_bn_group(size), dist.get_rank()
-    bn = randomised(SyncTargetBatchNorm1d(C, group=group).double())
-    outputs = [bn(inputs(world, step)[rank * N : (rank + 1) * N]) for step in range(STEPS)]
-    return outputs, bn.state_dict()
+def synchronised(world, size, splits=1):
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    projector = nn.Sequential(randomised(nn.BatchNorm1d(C)).double()).requires_grad_(False)
+    synchronize_projector(projector, size, splits)
+    n = N * splits
+    outputs = [projector(inputs(world * splits, step)[rank * n : (rank + 1) * n]) for step in range(STEPS)]
+    return outputs, projector[0].state_dict()
 
 
 @pytest.mark.parametrize("world, size", [(2, 8), (4, 4), (4, 2), (4, 1)])
@@ -46,7 +48,23 @@ def test_equals_plain_bn_over_the_group(world, size):
                 torch.testing.assert_close(ranks[r][1][name], tensor, rtol=1e-12, atol=1e-12)
 
 
-def test_one_process_is_plain_bn_and_eval_uses_the_running_statistics():
+@pytest.mark.parametrize(
+    "world, splits, size", [(1, 4, 8), (1, 4, 2), (1, 4, 1), (2, 2, 8), (2, 2, 2), (2, 4, 2), (4, 2, 4)]
+)
+def test_a_group_counts_bn_groups_across_processes_or_within_one(world, splits, size):
+    ranks = run_ranks(synchronised, world, world, size, splits) if world > 1 else [synchronised(1, size, splits)]
+    n = N * min(size, world * splits)  # samples that one group sees
+    bns = [randomised(nn.BatchNorm1d(C).double()) for _ in range(world * splits * N // n)]
+    for step in range(STEPS):
+        parts = inputs(world * splits, step).split(n)
+        expected = torch.cat([bn(part) for bn, part in zip(bns, parts, strict=True)])
+        got = torch.cat([outputs[step] for outputs, _ in ranks])
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    for name, tensor in bns[0].state_dict().items():
+        torch.testing.assert_close(ranks[0][1][name], tensor, rtol=1e-12, atol=1e-12)
+
+
+def test_of_one_process_is_plain_bn_and_eval_uses_the_running_statistics():
     sync, plain = randomised(SyncTargetBatchNorm1d(C)), randomised(nn.BatchNorm1d(C))
     x = inputs(1, 0).float()
     torch.testing.assert_close(sync(x), plain(x))
@@ -57,8 +75,8 @@ def test_one_process_is_plain_bn_and_eval_uses_the_running_statistics():
 def test_replacing_keeps_names_values_and_gradient_flags():
     projector = nn.Sequential(nn.Linear(4, C), randomised(nn.BatchNorm1d(C)), nn.ReLU()).requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in projector.state_dict().items()}
-    synchronize_projector(projector)
-    assert type(projector[1]) is SyncTargetBatchNorm1d and not projector[1].weight.requires_grad
+    synchronize_projector(projector, size=2, splits=4)
+    assert projector[1].splits == 2 and not projector[1].weight.requires_grad
     after = projector.state_dict()
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
 
@@ -68,6 +86,10 @@ def test_a_group_must_divide_the_devices():
         check_group(size, devices)
     with pytest.raises(ValueError, match=r"--asym-bn-group 8 .* 12 devices; give one of 1, 2, 3, 4, 6, 12"):
         check_group(8, 12)
+    for size, processes, splits in ((2, 2, 4), (8, 2, 4), (16, 2, 4), (4, 4, 4), (8, 4, 4)):
+        check_group(size, processes, splits)
+    with pytest.raises(ValueError, match="6 does not divide the 3 processes of 4 BN groups; give one of 1, 2, 4, 12"):
+        check_group(6, 3, 4)
 
 
 def both_kinds_on_one_gpu():
