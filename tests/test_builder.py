@@ -15,8 +15,12 @@ from moco import builder
 from moco.asymmetry.mean_encoding import mean_encoding
 from moco.asymmetry.multicrop import contrastive_loss
 from moco.builder import MoCo
+from moco.device import autocast, grad_scaler
 from moco.distributed import data_parallel
+from moco.meters import AverageMeter, accuracy
+from moco.optim import sgd
 from tests.conftest import run_ranks
+from tests.test_device import compiles
 
 N, DIM, K, M, T, LR, STEPS, SEED = 4, 8, 40, 0.9, 0.2, 0.1, 3, 5  # N: images a device
 
@@ -204,6 +208,71 @@ def test_steps_equal_algorithm_1(world, splits):
 
 def all_designs(world, splits):
     return [our_steps(design, world, splits) for design in DESIGNS]
+
+
+def faster_steps(kind, world=1):
+    """A few float32 steps of all designs with 2 BN groups a process; logits, gradients and the state after each."""
+    rank = torch.distributed.get_rank() if world > 1 else 0
+    model = MoCo(TinyNet, DIM, K, M, T, True, seed=SEED, asym_bn_group=2, bn_splits=2)
+    if kind == "channels_last":
+        model.to(memory_format=torch.channels_last)
+    if kind == "compile":
+        for encoder in (model.encoder_q, model.encoder_k):
+            encoder.compile(dynamic=False)
+    sizes = ((1, 12), (6, 8), (2, 13))
+
+    def noise(net):
+        views = [[torch.randn(2 * N, 3, size, size)] * n for n, size in sizes]
+        return contrastive_loss(*net(*views, step=0))
+
+    net = data_parallel(model, torch.device("cpu"), noise)
+    optimizer, out = sgd(model.parameters(), LR, 0.9), []
+    for step in range(STEPS):
+        views = [[x.float().chunk(world)[rank] for x in images(step, n, size, 2 * world)] for n, size in sizes]
+        logits, labels = net(*views, step=step)
+        optimizer.zero_grad()
+        contrastive_loss(logits, labels).backward()
+        gradients = [p.grad.clone() for p in model.encoder_q.parameters()]
+        optimizer.step()
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        out.append(([x.detach() for x in logits], gradients, state))
+    return out
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("kind", ["channels_last", pytest.param("compile", marks=compiles)])
+def test_faster_forms_of_the_step_equal_the_plain_one(kind, world):
+    if world == 1:
+        plain, fast = faster_steps("plain"), faster_steps(kind)
+    else:
+        plain, fast = (run_ranks(faster_steps, 2, k, 2)[1] for k in ("plain", kind))
+    for a, b in zip(fast, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [None, "bf16", "fp16"])
+def test_a_step_never_waits_for_the_device(precision):
+    device = torch.device("cuda")
+    model = MoCo(TinyNet, DIM, K, M, T, True, seed=SEED, bn_splits=2).to(device, memory_format=torch.channels_last)
+    optimizer, scaler = sgd(model.parameters(), LR, 0.9, 1e-4), grad_scaler(device, precision)
+    loss_meter = AverageMeter("Loss")
+    views = [[x.float().to(device) for x in images(0, n, size, 2)] for n, size in ((1, 12), (6, 8), (2, 13))]
+    try:
+        for step in range(4):
+            torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first may set things up
+            with autocast(device, precision):
+                logits, labels = model(*views, step=step)
+                loss = contrastive_loss(logits, labels)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            loss_meter.update(loss.detach(), N)
+            accuracy(logits[0], labels[0], topk=(1, 5))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert math.isfinite(loss_meter.avg.item())
 
 
 def test_state_dict_names_and_shapes():

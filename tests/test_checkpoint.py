@@ -8,6 +8,7 @@ from torchvision import models
 
 from moco import checkpoint as ckpt
 from moco.builder import MoCo
+from moco.optim import sgd
 from tests.conftest import run_ranks
 
 OPTIONS = {"arch": "resnet18", "lr": 0.03, "seed": 3, "total_batch": 256}
@@ -63,6 +64,19 @@ def test_restore_takes_the_state_and_leaves_the_hyper_parameters(saved):
     state = optimizer.state_dict()["state"]
     for i, entry in saved["optimizer"]["state"].items():
         assert torch.equal(state[i]["momentum_buffer"], entry["momentum_buffer"])
+    stepped(model, optimizer)
+
+
+def test_the_momentum_takes_the_memory_format_of_its_parameter(saved):
+    """A published file is NCHW; the fused update wants one format."""
+    model, _ = moco()
+    model.to(memory_format=torch.channels_last)
+    optimizer = sgd(model.parameters(), 0.03, 0.9)
+    ckpt.restore(saved, model, optimizer)
+    i, weight = next((i, p) for i, p in enumerate(model.parameters()) if p.shape[2:] == (3, 3))
+    momentum = optimizer.state[weight]["momentum_buffer"]
+    assert momentum.stride() == weight.stride() != momentum.contiguous().stride()
+    assert torch.equal(momentum, saved["optimizer"]["state"][i]["momentum_buffer"])
     stepped(model, optimizer)
 
 

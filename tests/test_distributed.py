@@ -113,6 +113,14 @@ def test_alone_the_collectives_are_the_identity():
     assert torch.equal(shuffle.gather_unshuffled(x), x.view(2, 1, 3))
 
 
+def test_alone_with_bn_groups_the_batch_is_shuffled_as_among_processes():
+    x = everyones(2).reshape(-1, 2)
+    shuffle = BatchShuffle(VIEWS, 2 * N, SEED, 3, splits=2)
+    order = torch.from_numpy(np.random.default_rng((1, SEED, 3)).permutation(len(x)))
+    assert torch.equal(shuffle.shuffle(x), x[order])
+    assert torch.equal(shuffle.gather_unshuffled(x[order]), everyones(2))
+
+
 def unequal_ranks():
     try:
         check_equal({"a": torch.zeros(3), "queue": torch.full((2,), float(dist.get_rank() == 1))})

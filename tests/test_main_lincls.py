@@ -67,6 +67,28 @@ def test_only_fc_trains_and_the_accuracy_is_exact(imagenet, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == log.splitlines()[-1]
 
 
+def test_the_frozen_backbone_runs_in_bf16_and_fc_in_float32(imagenet, tmp_path, monkeypatch):
+    compiled, seen, build = [], {"backbone": [], "fc": []}, main_lincls.build
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how)))
+
+    def recording(*args):
+        model, optimizer = build(*args)
+        model.layer4.register_forward_hook(lambda module, x, out: seen["backbone"].append((out.dtype, out.grad_fn)))
+        model.fc.register_forward_hook(lambda module, x, out: seen["fc"].append((out.dtype, module.weight.dtype)))
+        seen["model"] = model
+        return model, optimizer
+
+    monkeypatch.setattr(main_lincls, "build", recording)
+    more = ["--pretrained", "none", "--precision", "bf16", "--compile", "--epochs", "1"]
+    main_lincls.main(words(imagenet, tmp_path, *more))
+    model = seen["model"]
+    assert compiled == [(model, {"dynamic": False})]
+    assert len(seen["backbone"]) == 3 + 1 and set(seen["backbone"]) == {(torch.bfloat16, None)}  # no graph is kept
+    assert set(seen["fc"]) == {(torch.float32, torch.float32)}
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["options"]["precision"] == "bf16"
+
+
 def test_the_new_classifier_starts_as_it_should(imagenet):
     args = main_lincls.build_parser().parse_args(words(imagenet, ".", "-b", "4096", "--lars"))
     args.init_lr = 1.6

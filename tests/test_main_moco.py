@@ -16,6 +16,7 @@ from moco.loader import EpochBatches, RandomViews
 from moco.views.normalize import normalize_images
 from tests import readme
 from tests.conftest import run_ranks, script_in_rank
+from tests.test_builder import TinyNet
 
 ROOT = os.path.dirname(readme.README)
 RECIPES = readme.commands("main_moco.py")
@@ -210,7 +211,8 @@ def test_bn_groups_train_as_processes_do(imagenet, tmp_path, capsys):
     assert (other["module.queue"] - states[0]["module.queue"]).abs().max() > 0.05  # one group is another experiment
 
 
-def test_fp16_resumes_with_its_loss_scale(imagenet, tmp_path):
+def test_fp16_resumes_with_its_loss_scale(imagenet, tmp_path, monkeypatch):
+    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
     words = [
         str(imagenet),
         "-a",

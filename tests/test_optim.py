@@ -1,11 +1,11 @@
-"""LARS against its formula, in loops."""
+"""LARS against its formula, in loops; the fused SGD against the plain one."""
 
 import math
 
 import pytest
 import torch
 
-from moco.optim import LARS, cosine_lr, set_lr
+from moco.optim import LARS, cosine_lr, set_lr, sgd
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.05])
@@ -70,3 +70,35 @@ def test_cosine_schedule():
     optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], 1.0)
     set_lr(optimizer, 0.25)
     assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def descend(make, momentum, skipped=()):
+    """Some steps of SGD on a convolution's weight, of which a scaler skips some; the weight after each."""
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, 2, 2, generator=g).to(memory_format=torch.channels_last).requires_grad_()
+    frozen = torch.ones(2)
+    optimizer, out = make([weight, frozen], 0.5, momentum, weight_decay=0.01), []
+    for step in range(5):
+        weight.grad = torch.randn(weight.shape, generator=g)
+        if optimizer.defaults["fused"]:
+            optimizer.found_inf = torch.tensor(float(step in skipped))
+        elif step in skipped:
+            continue
+        optimizer.step()
+        out.append(weight.detach().clone())
+    return out, optimizer.state_dict()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_fused_sgd_equals_the_plain_one(momentum):
+    (ours, state), (theirs, plain) = descend(sgd, momentum), descend(torch.optim.SGD, momentum)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert state["state"].keys() == (plain["state"].keys() if momentum else set())  # none of what is frozen
+    if momentum:
+        torch.testing.assert_close(state["state"], plain["state"], rtol=1e-6, atol=1e-6)
+
+
+def test_the_fused_sgd_survives_a_first_step_that_the_scaler_skips():
+    (ours, _), (theirs, _) = descend(sgd, 0.9, skipped=(0, 3)), descend(torch.optim.SGD, 0.9, skipped=(0, 3))
+    torch.testing.assert_close([ours[i] for i in (1, 2, 4)], theirs, rtol=1e-6, atol=1e-6)
+    assert torch.equal(ours[3], ours[2])
