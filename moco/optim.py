@@ -9,7 +9,8 @@ def sgd(params, lr, momentum=0, weight_decay=0):
     """torch.optim.SGD in its fused form, with the momentum there from the start, as zeros.
 
     Without it the fused update makes the momentum in its first step, and leaves it unset where a loss scaler has that
-    step skipped.
+    step skipped. A gradient or a momentum of another memory format than its parameter's gives wrong results on a CPU;
+    autograd's and these have the same.
     """
     optimizer = torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, fused=True)
     for group in optimizer.param_groups:

@@ -79,7 +79,7 @@ def descend(make, momentum, skipped=()):
     frozen = torch.ones(2)
     optimizer, out = make([weight, frozen], 0.5, momentum, weight_decay=0.01), []
     for step in range(5):
-        weight.grad = torch.randn(weight.shape, generator=g)
+        weight.grad = torch.randn(weight.shape, generator=g).to(memory_format=torch.channels_last)
         if optimizer.defaults["fused"]:
             optimizer.found_inf = torch.tensor(float(step in skipped))
         elif step in skipped:
