@@ -171,22 +171,30 @@ def train_epoch(net, optimizer, scaler, loader, plan, epoch, args, device, first
     finish = finisher(plan.views, args.augment_on, device)
 
     for i, (views, _) in enumerate(prefetched(watch.waiting(loader), finish, device)):
-        with autocast(device, args.precision):
-            logits, labels = net(*plan.split(views), step=epoch * len(loader) + i)
-            loss = contrastive_loss(logits, labels)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-
-        acc1, acc5 = accuracy(logits[0], labels[0], topk=(1, 5))
-        for meter, value in ((loss_meter, loss.detach()), (top1, acc1), (top5, acc5)):
-            meter.update(value, len(labels[0]))
+        loss, *accuracies = train_step(net, optimizer, scaler, plan.split(views), epoch * len(loader) + i, args)
+        for meter, value in zip((loss_meter, top1, top5), (loss, *accuracies), strict=True):
+            meter.update(value, len(views[0]))
         watch.step_ended()
         if rank() == 0 and first and i == min(options.STEPS_TO_JUDGE, len(loader)) - 1:
             options.advise(watch, args)
         if rank() == 0 and i % args.print_freq == 0:
             progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
+
+
+def train_step(net, optimizer, scaler, views, step, args):
+    """One update; returns the loss, Acc@1 and Acc@5 of this process's share, on the device: nothing waits for them.
+
+    Args:
+        views: as `MoCo.forward` takes them. step: the global step.
+    """
+    with autocast(views[0][0].device, args.precision):
+        logits, labels = net(*views, step=step)
+        loss = contrastive_loss(logits, labels)
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach(), *accuracy(logits[0], labels[0], topk=(1, 5))
 
 
 def loss_of_noise(net, plan, args, run, device):

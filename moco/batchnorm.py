@@ -2,8 +2,11 @@
 
 Eight devices with 32 images each normalise eight batches of 32; one device with all 256 would normalise one of 256,
 which is another experiment. A SplitBatchNorm takes its statistics over equal, contiguous parts of the batch instead,
-each of them what a device would have seen.
+each of them what a device would have seen. In the same way several views pass a network at once, each a batch of its
+own.
 """
+
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -22,44 +25,61 @@ class SplitBatchNorm(_BatchNorm):
 
     Args:
         num_features, eps, momentum: as nn.BatchNorm's. splits: parts of a batch, in the order of the samples.
+
+    Attributes:
+        views: batches that lie behind each other in the input; each is normalised as if it came alone, in this order.
     """
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, splits=1):
         super().__init__(num_features, eps, momentum)
-        self.splits = splits
+        self.splits, self.views = splits, 1
 
     def _check_input_dim(self, x):
         pass  # any number of dimensions will do
 
     def forward(self, x):
-        """x: N x C x ... to the same shape; raises ValueError where `splits` does not divide N."""
-        if not self.training:
+        """x: N x C x ... to the same shape; raises ValueError where N is not a multiple of views times splits."""
+        parts = self.views * self.splits
+        if not self.training or parts == 1:
             return super().forward(x)
-        if len(x) % self.splits:
-            raise ValueError(f"a batch of {len(x)} can't be normalised in {self.splits} equal parts")
-        self.num_batches_tracked += 1
+        if len(x) % parts:
+            raise ValueError(f"a batch of {len(x)} can't be normalised in {parts} equal parts")
+        self.num_batches_tracked += self.views
         return self._at_once(x) if torch.compiler.is_compiling() else self._part_by_part(x)
 
     def _part_by_part(self, x):
-        statistics = [(self.running_mean, self.running_var)] + [(None, None)] * (self.splits - 1)
-        parts = [
-            F.batch_norm(part, *running, self.weight, self.bias, True, self.momentum, self.eps)
-            for part, running in zip(x.chunk(self.splits), statistics, strict=True)
-        ]
-        return torch.cat(parts)
+        out = []
+        for i, part in enumerate(x.chunk(self.views * self.splits)):
+            running = (self.running_mean, self.running_var) if i % self.splits == 0 else (None, None)
+            out.append(F.batch_norm(part, *running, self.weight, self.bias, True, self.momentum, self.eps))
+        return torch.cat(out)
 
     def _at_once(self, x):
         """The formula over all parts at once: a compiler makes one reduction and one pass of it, eager mode many."""
-        parts = at_least_fp32(x).unflatten(0, (self.splits, -1))  # splits x n x C x ...
+        parts = at_least_fp32(x).unflatten(0, (self.views * self.splits, -1))  # parts x n x C x ...
         dims = [d for d in range(1, parts.dim()) if d != 2]
         var, mean = torch.var_mean(parts, dims, correction=0, keepdim=True)
         shape = var.shape[2:]  # C x 1 ...
         scale = self.weight.view(shape) * torch.rsqrt(var + self.eps)
+        n = parts[0].numel() // self.num_features
         with torch.no_grad():
-            n = parts[0].numel() // self.num_features
-            self.running_mean.lerp_(mean[0].flatten().to(self.running_mean), self.momentum)
-            self.running_var.lerp_((var[0].flatten() * (n / (n - 1))).to(self.running_var), self.momentum)
+            for first in range(0, len(parts), self.splits):
+                self.running_mean.lerp_(mean[first].flatten().to(self.running_mean), self.momentum)
+                self.running_var.lerp_((var[first].flatten() * (n / (n - 1))).to(self.running_var), self.momentum)
         return ((parts - mean) * scale + self.bias.view(shape)).flatten(0, 1).to(x.dtype)
+
+
+@contextmanager
+def views_apart(network, views):
+    """Within it `network` takes `views` batches behind each other as one, and each SplitBatchNorm keeps them apart."""
+    norms = [module for module in network.modules() if isinstance(module, SplitBatchNorm)]
+    for norm in norms:
+        norm.views = views
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.views = 1
 
 
 def replace_batchnorm(module, make):
@@ -84,9 +104,7 @@ def replace_batchnorm(module, make):
 
 
 def split_batchnorm(module, splits):
-    """Has every batch normalisation of `module` act on `splits` equal parts, in place; 1 changes nothing."""
-    if splits == 1:
-        return module
+    """Has every batch normalisation of `module` act on `splits` equal parts of a batch, in place."""
     return replace_batchnorm(module, lambda *args: SplitBatchNorm(*args, splits=splits))
 
 

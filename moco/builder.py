@@ -12,7 +12,7 @@ from torch import nn
 
 from moco.asymmetry.asym_bn import synchronize_projector
 from moco.asymmetry.mean_encoding import mean_encoding
-from moco.batchnorm import split_batchnorm
+from moco.batchnorm import split_batchnorm, views_apart
 from moco.device import at_least_fp32
 from moco.distributed import BatchShuffle, rank
 
@@ -75,7 +75,7 @@ class MoCo(nn.Module):
             the positive comes first).
         """
         step = self.step if step is None else step
-        q = [self.encode_query(im) for im in (*im_q, *im_q_mini)]  # queries: N x C a view
+        q = [*self.encode_queries(im_q), *self.encode_queries(im_q_mini)]  # queries: N x C a view
         self.update_momentum_encoder()
         keys = self.encode_keys(im_k, step)  # keys of all devices: B x C
         N = len(im_q[0])
@@ -86,9 +86,15 @@ class MoCo(nn.Module):
         labels = [torch.zeros(N, dtype=torch.long, device=k.device) for _ in q]
         return logits, labels
 
-    def encode_query(self, im):
-        """N x 3 x H x W to normalised queries, N x C. A view is a BN batch of its own."""
-        return normalize(self.encoder_q(im))
+    def encode_queries(self, views):
+        """Source views of one size, each N x 3 x H x W, to normalised queries, each N x C.
+
+        They pass encoder_q together; for batch normalisation each is a batch of its own, one after the other.
+        """
+        if not views:
+            return []
+        with views_apart(self.encoder_q, len(views)):
+            return normalize(self.encoder_q(torch.cat(views))).chunk(len(views))
 
     @torch.no_grad()
     def update_momentum_encoder(self):

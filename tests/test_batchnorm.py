@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from moco.batchnorm import SplitBatchNorm, check_splits, in_words, split_batchnorm
+from moco.batchnorm import SplitBatchNorm, check_splits, in_words, split_batchnorm, views_apart
 from tests.test_device import compiles
 
 SHAPES = [(12, 5), (12, 5, 4, 3)]
@@ -58,6 +58,20 @@ def test_equals_separate_batch_norms(shape, splits, memory_format):
     torch.testing.assert_close(ours, separate_steps(shape, splits), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("form", ["_part_by_part", "_at_once"])
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_views_together_equal_one_after_the_other(shape, splits, form):
+    together, apart = (randomised(SplitBatchNorm(5, splits=splits)) for _ in range(2))
+    together._part_by_part = getattr(together, form)
+    x = torch.cat([batch(shape, view).detach() for view in range(3)])
+    with views_apart(nn.Sequential(together), 3):
+        y = together(x)
+    torch.testing.assert_close(y, torch.cat([apart(view) for view in x.chunk(3)]), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(together.state_dict(), apart.state_dict(), rtol=1e-11, atol=1e-11)
+    assert together.views == 1 and together.num_batches_tracked == 3
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_compiled_form_equals_separate_batch_norms(shape):
     bn = randomised(SplitBatchNorm(5, splits=3))
@@ -101,7 +115,6 @@ def test_replacing_keeps_names_values_and_flags():
     net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Sequential(randomised(nn.BatchNorm2d(5, eps=1e-3, momentum=0.3))))
     net[1].requires_grad_(False)
     before = copy.deepcopy(net.state_dict())
-    assert split_batchnorm(net, 1)[1][0].__class__ is nn.BatchNorm2d
     bn = split_batchnorm(net, 4)[1][0]
     assert (bn.splits, bn.eps, bn.momentum, bn.weight.requires_grad) == (4, 1e-3, 0.3, False)
     after = net.state_dict()

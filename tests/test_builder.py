@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import pickle
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from main_moco import train_step
 from moco import builder
 from moco.asymmetry.mean_encoding import mean_encoding
 from moco.asymmetry.multicrop import contrastive_loss
 from moco.builder import MoCo
-from moco.device import autocast, grad_scaler
+from moco.device import grad_scaler
 from moco.distributed import data_parallel
-from moco.meters import AverageMeter, accuracy
+from moco.meters import AverageMeter
 from moco.optim import sgd
 from tests.conftest import run_ranks
 from tests.test_device import compiles
@@ -256,23 +258,16 @@ def test_a_step_never_waits_for_the_device(precision):
     device = torch.device("cuda")
     model = MoCo(TinyNet, DIM, K, M, T, True, seed=SEED, bn_splits=2).to(device, memory_format=torch.channels_last)
     optimizer, scaler = sgd(model.parameters(), LR, 0.9, 1e-4), grad_scaler(device, precision)
-    loss_meter = AverageMeter("Loss")
+    meter = AverageMeter("Loss")
     views = [[x.float().to(device) for x in images(0, n, size, 2)] for n, size in ((1, 12), (6, 8), (2, 13))]
     try:
         for step in range(4):
             torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first may set things up
-            with autocast(device, precision):
-                logits, labels = model(*views, step=step)
-                loss = contrastive_loss(logits, labels)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            loss_meter.update(loss.detach(), N)
-            accuracy(logits[0], labels[0], topk=(1, 5))
+            loss, *_ = train_step(model, optimizer, scaler, views, step, Namespace(precision=precision))
+            meter.update(loss, N)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert math.isfinite(loss_meter.avg.item())
+    assert math.isfinite(meter.avg.item())
 
 
 def test_state_dict_names_and_shapes():

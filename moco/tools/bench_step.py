@@ -1,0 +1,320 @@
+"""Images a second of the training step, ours and the original's, on synthetic batches.
+
+    python -m moco.tools.bench_step [-a resnet50] [-b 256] [--nproc N] [--enable-...] [--bn-splits N]
+                                    [--precision P] [--compile] [--all] [--seconds S] [--json]
+
+Every other flag of main_moco.py is taken too. The original's step is written anew in moco/tools/original_step.py:
+NCHW, float32 with torch's default flags (TF32 convolutions on GPUs that have them), one forward a view, images
+gathered by every rank, the loss read in each step. Both run in turns in one process; the figures are medians over
+5 rounds. --all measures the baseline, each design and all five.
+"""
+
+import argparse
+import json
+import math
+import platform
+import shlex
+import statistics
+import sys
+import time
+from itertools import count
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
+
+import main_moco
+from moco import launch, speed
+from moco.asymmetry.asym_bn import check_group
+from moco.batchnorm import check_splits
+from moco.device import grad_scaler, set_precision
+from moco.distributed import BatchShuffle, data_parallel, from_rank_0, is_initialized, rank
+from moco.options import number
+from moco.tools.original_step import OriginalMoCo, gather, original_step
+
+ROUNDS, WARM_UP = 5, 3
+IMAGENET, EPOCHS = 1_281_167, 100
+DESIGNS = {
+    "MultiCrop": "enable_multicrop",
+    "ScaleMix": "enable_scalemix",
+    "AsymAug": "enable_asym_aug",
+    "AsymBN": "enable_asym_bn",
+    "MeanEnc": "enable_mean_encoding",
+}
+PAPER = {"MultiCrop": 2.15, "ScaleMix": 1.30, "AsymAug": 1.02, "AsymBN": 1.01, "MeanEnc": 1.36}  # of the time
+
+
+def main(argv=None):
+    own = argparse.ArgumentParser(
+        prog="python -m moco.tools.bench_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    own.add_argument("--all", action="store_true", help="the baseline, each design and all five")
+    own.add_argument("--seconds", metavar="S", default=20, type=number(float, 0), help="for each table row and side")
+    own.add_argument("--json", action="store_true", help="end with one line of JSON")
+    mine, theirs = own.parse_known_args(argv)
+    parser = main_moco.build_parser()
+    parser.prog = own.prog
+    args = parser.parse_args([".", *theirs])
+    vars(args).update(vars(mine), seed=0, command=shlex.join([*own.prog.split(), *(argv or sys.argv[1:])]))
+    try:
+        run = launch.plan_launch(args)
+        speed.settle(args)
+        args.total_batch = args.batch_size * run.nodes
+        if args.batch_size % run.local or args.batch_size < 2 * run.local:
+            raise ValueError(f"--batch-size {args.batch_size} does not give {run.local} processes 2 images each")
+        check_splits(args.bn_splits, args.batch_size // run.local)
+        check_group(args.asym_bn_group, run.world, args.bn_splits)
+    except ValueError as error:
+        parser.error(error)
+    launch.run(bench, run, args, run)
+
+
+def bench(device, args, run):
+    """One process of the benchmark; global rank 0 prints."""
+    torch.backends.cudnn.benchmark = True
+    product = product_tflops(device, args.precision)
+    if rank() == 0:
+        print(
+            f"{hardware(device)}, {run.world} processes, torch {torch.__version__}, Python {platform.python_version()}"
+        )
+        print(f"a large matrix product: {product:.2f} TFLOP/s a process")
+        print(" | ".join(f"{title:>{width}}" for title, width in COLUMNS.values()), flush=True)
+    rows = []
+    for on in table_rows(args):
+        row = measure(device, with_designs(args, on), run)
+        row["designs"] = "+".join(on) or "baseline"
+        row["cost"] = rows[0]["ours"] / row["ours"] if rows else 1.0
+        row["cost_by_arithmetic"] = flops(args, on, pixels=True) / flops(args, (), pixels=True)
+        row["cost_in_paper"] = PAPER.get(row["designs"])
+        row["tflops"] = flops(args, on) * row["ours"] / run.world / 1e12
+        row["of_product"] = row["tflops"] / product
+        row["hours"] = IMAGENET * EPOCHS / row["ours"] / 3600
+        rows.append(row)
+        if rank() == 0:
+            print(" | ".join(cell(row, name) for name in COLUMNS), flush=True)
+    if rank() == 0:
+        print("hours: of 100 epochs of ImageNet at this rate; bytes: sent a process and step, by gloo")
+        if args.json:
+            chosen = rows[0] if args.all else rows[-1]
+            facts = {"command": args.command, "hardware": hardware(device), "torch": torch.__version__}
+            print(json.dumps({**chosen, **facts, "processes": run.world, "product_tflops": product, "rows": rows}))
+
+
+COLUMNS = {  # name of a figure: title, width
+    "designs": ("designs", 41),
+    "ours": ("ours, images/s", 14),
+    "original": ("original", 8),
+    "ours_over_original": ("ours/original", 13),
+    "cost": ("cost", 5),
+    "cost_by_arithmetic": ("arithmetic", 10),
+    "cost_in_paper": ("paper", 5),
+    "memory_gb": ("peak GB", 7),
+    "tflops": ("TFLOP/s", 7),
+    "of_product": ("of product", 10),
+    "hours": ("hours", 7),
+    "image_bytes": ("image bytes", 11),
+    "image_bytes_over_original": ("/original", 9),
+    "step_bytes": ("step bytes", 10),
+    "step_bytes_over_original": ("/original", 9),
+}
+
+
+def cell(row, name):
+    """A figure of a row at its column's width."""
+    value, width = row[name], COLUMNS[name][1]
+    if value is None:
+        return f"{'-':>{width}}"
+    if isinstance(value, str):
+        return f"{value:>{width}}"
+    return f"{value:{width},.0f}" if value >= 1000 else f"{value:{width}.3g}"
+
+
+def table_rows(args):
+    """The combinations of designs to measure, each a tuple of names; the baseline first, which the costs refer to."""
+    if args.all:
+        return [(), *((name,) for name in DESIGNS), tuple(DESIGNS)]
+    given = tuple(name for name, flag in DESIGNS.items() if getattr(args, flag))
+    return [(), given] if given else [()]
+
+
+def with_designs(args, on):
+    """A copy of `args` with just these designs on."""
+    return argparse.Namespace(**(vars(args) | {flag: name in on for name, flag in DESIGNS.items()}))
+
+
+def measure(device, args, run):
+    """A dict of the figures of one combination of designs; rates in images/s of all processes."""
+    plan = main_moco.view_plan(args)
+    n = args.total_batch // run.world
+    views = plan.split([torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views])
+    torchs_own = [(backend, backend.fp32_precision) for backend in BACKENDS]
+
+    set_precision(args.precision)
+    ours = our_step(device, args, run, plan, views)
+    warm_up(ours)
+    memory = peak_memory(ours, device)
+    steps = {"ours": ours, "original": the_originals_step(device, args, views)}
+    sent = {name: traffic(step) for name, step in steps.items()}  # a warm-up besides
+    seconds, rates = {}, {name: [] for name in steps}
+    for round_ in range(-1, ROUNDS):  # the first says how many steps a round has
+        for name, step in steps.items():
+            set_precision(args.precision)
+            if name == "original":
+                for backend, value in torchs_own:
+                    backend.fp32_precision = value
+            k = 2 if round_ < 0 else max(1, math.ceil(args.seconds / ROUNDS / seconds[name]))
+            seconds[name] = from_rank_0(timed(step, k) / k)
+            if round_ >= 0:
+                rates[name].append(args.total_batch / seconds[name])
+    result = {name: statistics.median(values) for name, values in rates.items()}
+    pairs = zip(rates["ours"], rates["original"], strict=True)
+    result["ours_over_original"] = statistics.median(a / b for a, b in pairs)
+    result["memory_gb"] = memory
+    images = {"ours": traffic(shuffle_of(views[2], args)), "original": traffic(lambda: gather(torch.cat(views[2])))}
+    for what, counts in (("image", images), ("step", sent)):
+        a, b = counts["ours"], counts["original"]
+        result[f"{what}_bytes"], result[f"{what}_bytes_over_original"] = a, a and a / b
+    return result
+
+
+BACKENDS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+
+
+def our_step(device, args, run, plan, views):
+    """A function that takes one step of main_moco.py."""
+    model, optimizer = main_moco.build(args, device)
+    scaler, step = grad_scaler(device, args.precision), count()
+    net = data_parallel(model, device, lambda net: main_moco.loss_of_noise(net, plan, args, run, device))
+    net.train()
+    return lambda: main_moco.train_step(net, optimizer, scaler, views, next(step), args)
+
+
+def the_originals_step(device, args, views):
+    """A function that takes one step as the original does."""
+    net = OriginalMoCo(
+        lambda num_classes: models.get_model(args.arch, num_classes=num_classes),
+        *(args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.enable_asym_bn, device),
+    ).to(device)
+    optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+    if is_initialized():
+        net = DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
+    return lambda: original_step(net, optimizer, views)
+
+
+def warm_up(step):
+    for _ in range(WARM_UP):
+        step()
+
+
+def synchronize():
+    """Waits for this process's device, then for all processes."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    if is_initialized():
+        dist.barrier()
+
+
+def timed(step, steps):
+    """Seconds that `steps` steps take."""
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(step, device):
+    """GB at the peak of two steps, of the device or of this process; None where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        timed(step, 2)
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # forget the peak so far
+        timed(step, 2)
+        with open("/proc/self/status") as file:
+            return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
+    except OSError:
+        return None
+
+
+def shuffle_of(im_k, args):
+    """A function that sends the target's images to the ranks that encode them."""
+    step = count()
+    return lambda: BatchShuffle(len(im_k), len(im_k[0]), 0, next(step), args.bn_splits).shuffle(torch.cat(im_k))
+
+
+def traffic(function, calls=3):
+    """Bytes that a process sends in a call, over the loopback device; None without processes over gloo on Linux."""
+    if not is_initialized() or dist.get_backend() != "gloo" or not sys.platform.startswith("linux"):
+        function()
+        return None
+    counts = []
+    for _ in range(calls):
+        synchronize()
+        before = loopback_bytes()
+        synchronize()  # nobody begins before all have read
+        function()
+        synchronize()
+        counts.append((loopback_bytes() - before) / dist.get_world_size())
+    return from_rank_0(min(counts))
+
+
+def loopback_bytes():
+    """Bytes sent over the loopback device since the system started."""
+    with open("/proc/net/dev") as file:
+        line = next(line for line in file if line.strip().startswith("lo:"))
+    return int(line.split(":")[1].split()[8])
+
+
+def product_tflops(device, precision):
+    """TFLOP/s of a large square matrix product in the precision of the convolutions."""
+    n = 8192 if device.type == "cuda" else 1024
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    backend = torch.backends.cuda.matmul
+    before, backend.fp32_precision = backend.fp32_precision, "ieee" if precision == "fp32" else "tf32"
+    timed(lambda: a @ b, 3)
+    seconds = min(timed(lambda: a @ b, 10) for _ in range(5)) / 10
+    backend.fp32_precision = before
+    return 2 * n**3 / seconds / 1e12
+
+
+def flops(args, on, pixels=False):
+    """Floating-point operations of a step for each image: a forward pass, and two more for what is trained.
+
+    With `pixels` a pass costs its pixels, the arithmetic behind the costs by design.
+    """
+    plan = main_moco.view_plan(with_designs(args, on))
+
+    def forward(view):
+        return view.size**2 if pixels else encoder_flops(args.arch, args.moco_dim, view.size)
+
+    return 3 * sum(forward(view) for view in (*plan.source, *plan.mini)) + sum(forward(view) for view in plan.target)
+
+
+def encoder_flops(arch, dim, size, cache={}):  # noqa: B006
+    """Floating-point operations of a forward pass of one image."""
+    if (arch, dim, size) not in cache:
+        net = main_moco.MoCo(lambda num_classes: models.get_model(arch, num_classes=num_classes), dim, 2).encoder_q
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net.eval()(torch.zeros(1, 3, size, size))
+        cache[arch, dim, size] = counter.get_total_flops()
+    return cache[arch, dim, size]
+
+
+def hardware(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {launch.cores()} cores"
+
+
+if __name__ == "__main__":
+    main()
