@@ -16,11 +16,9 @@ import platform
 import shlex
 import statistics
 import sys
-import time
 from itertools import count
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
@@ -32,6 +30,7 @@ from moco.batchnorm import check_splits
 from moco.device import grad_scaler, set_precision
 from moco.distributed import BatchShuffle, data_parallel, from_rank_0, is_initialized, rank
 from moco.options import number
+from moco.tools.gauges import peak_memory, product_tflops, timed, traffic
 from moco.tools.original_step import OriginalMoCo, gather, original_step
 
 ROUNDS, WARM_UP = 5, 3
@@ -159,7 +158,7 @@ def measure(device, args, run):
     warm_up(ours)
     memory = peak_memory(ours, device)
     steps = {"ours": ours, "original": the_originals_step(device, args, views)}
-    sent = {name: traffic(step) for name, step in steps.items()}  # a warm-up besides
+    warm_up(steps["original"])
     seconds, rates = {}, {name: [] for name in steps}
     for round_ in range(-1, ROUNDS):  # the first says how many steps a round has
         for name, step in steps.items():
@@ -175,9 +174,15 @@ def measure(device, args, run):
     pairs = zip(rates["ours"], rates["original"], strict=True)
     result["ours_over_original"] = statistics.median(a / b for a, b in pairs)
     result["memory_gb"] = memory
-    images = {"ours": traffic(shuffle_of(views[2], args)), "original": traffic(lambda: gather(torch.cat(views[2])))}
-    for what, counts in (("image", images), ("step", sent)):
-        a, b = counts["ours"], counts["original"]
+    images = torch.cat(views[2])
+    calls = max(1, min(20_000, 2**30 // (images[0].numel() * 4)) // args.total_batch)  # the shuffles differ
+    sent = {name: traffic(step, 2) for name, step in steps.items()}
+    sent |= {
+        "image_ours": traffic(shuffle_of(views[2], args), calls),
+        "image_original": traffic(lambda: gather(images), 5),
+    }
+    for what, prefix in (("step", ""), ("image", "image_")):
+        a, b = sent[f"{prefix}ours"], sent[f"{prefix}original"]
         result[f"{what}_bytes"], result[f"{what}_bytes_over_original"] = a, a and a / b
     return result
 
@@ -211,80 +216,10 @@ def warm_up(step):
         step()
 
 
-def synchronize():
-    """Waits for this process's device, then for all processes."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    if is_initialized():
-        dist.barrier()
-
-
-def timed(step, steps):
-    """Seconds that `steps` steps take."""
-    synchronize()
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def peak_memory(step, device):
-    """GB at the peak of two steps, of the device or of this process; None where the system does not tell."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        timed(step, 2)
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # forget the peak so far
-        timed(step, 2)
-        with open("/proc/self/status") as file:
-            return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
-    except OSError:
-        return None
-
-
 def shuffle_of(im_k, args):
     """A function that sends the target's images to the ranks that encode them."""
     step = count()
     return lambda: BatchShuffle(len(im_k), len(im_k[0]), 0, next(step), args.bn_splits).shuffle(torch.cat(im_k))
-
-
-def traffic(function, calls=3):
-    """Bytes that a process sends in a call, over the loopback device; None without processes over gloo on Linux."""
-    if not is_initialized() or dist.get_backend() != "gloo" or not sys.platform.startswith("linux"):
-        function()
-        return None
-    counts = []
-    for _ in range(calls):
-        synchronize()
-        before = loopback_bytes()
-        synchronize()  # nobody begins before all have read
-        function()
-        synchronize()
-        counts.append((loopback_bytes() - before) / dist.get_world_size())
-    return from_rank_0(min(counts))
-
-
-def loopback_bytes():
-    """Bytes sent over the loopback device since the system started."""
-    with open("/proc/net/dev") as file:
-        line = next(line for line in file if line.strip().startswith("lo:"))
-    return int(line.split(":")[1].split()[8])
-
-
-def product_tflops(device, precision):
-    """TFLOP/s of a large square matrix product in the precision of the convolutions."""
-    n = 8192 if device.type == "cuda" else 1024
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    backend = torch.backends.cuda.matmul
-    before, backend.fp32_precision = backend.fp32_precision, "ieee" if precision == "fp32" else "tf32"
-    timed(lambda: a @ b, 3)
-    seconds = min(timed(lambda: a @ b, 10) for _ in range(5)) / 10
-    backend.fp32_precision = before
-    return 2 * n**3 / seconds / 1e12
 
 
 def flops(args, on, pixels=False):

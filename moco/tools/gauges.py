@@ -1,0 +1,79 @@
+"""What benchmarks measure besides a clock: time of a device's work, memory, bytes on the wire, a machine's limit."""
+
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from moco.distributed import from_rank_0, is_initialized
+
+
+def synchronize():
+    """Waits for this process's device, then for all processes."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    if is_initialized():
+        dist.barrier()
+
+
+def timed(step, steps):
+    """Seconds that `steps` steps take."""
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(step, device):
+    """GB at the peak of two steps, of the device or of this process; None where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        timed(step, 2)
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # forget the peak so far
+        timed(step, 2)
+        with open("/proc/self/status") as file:
+            return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
+    except OSError:
+        return None
+
+
+def traffic(function, calls):
+    """Bytes that a process sends in a call on average, counted at the loopback device.
+
+    None where the processes are not several over gloo on one Linux machine. Whatever else uses the device counts too.
+    """
+    if not is_initialized() or dist.get_backend() != "gloo" or not sys.platform.startswith("linux"):
+        return None
+    synchronize()
+    before = loopback_bytes()
+    synchronize()  # nobody begins before all have read
+    for _ in range(calls):
+        function()
+    synchronize()
+    return from_rank_0((loopback_bytes() - before) / calls / dist.get_world_size())
+
+
+def loopback_bytes():
+    """Bytes sent over the loopback device since the system started."""
+    with open("/proc/net/dev") as file:
+        line = next(line for line in file if line.strip().startswith("lo:"))
+    return int(line.split(":")[1].split()[8])
+
+
+def product_tflops(device, precision):
+    """TFLOP/s of a large square matrix product in the precision of the convolutions."""
+    n = 8192 if device.type == "cuda" else 1024
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    backend = torch.backends.cuda.matmul
+    before, backend.fp32_precision = backend.fp32_precision, "ieee" if precision == "fp32" else "tf32"
+    timed(lambda: a @ b, 3)
+    seconds = min(timed(lambda: a @ b, 10) for _ in range(5)) / 10
+    backend.fp32_precision = before
+    return 2 * n**3 / seconds / 1e12
