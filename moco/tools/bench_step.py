@@ -30,7 +30,7 @@ from moco.batchnorm import check_splits
 from moco.device import grad_scaler, set_precision
 from moco.distributed import BatchShuffle, data_parallel, from_rank_0, is_initialized, rank
 from moco.options import number
-from moco.tools.gauges import peak_memory, product_tflops, timed, traffic
+from moco.tools.gauges import allocated, hardware, peak_memory, product_tflops, timed, traffic
 from moco.tools.original_step import OriginalMoCo, gather, original_step
 
 ROUNDS, WARM_UP = 5, 3
@@ -83,11 +83,11 @@ def bench(device, args, run):
         )
         print(f"a large matrix product: {product:.2f} TFLOP/s a process")
         print(" | ".join(f"{title:>{width}}" for title, width in COLUMNS.values()), flush=True)
-    rows = []
+    rows, baseline = [], None
     for on in table_rows(args):
-        row = measure(device, with_designs(args, on), run)
+        row, ours = measure(device, with_designs(args, on), run, baseline)
+        baseline = baseline or ours
         row["designs"] = "+".join(on) or "baseline"
-        row["cost"] = rows[0]["ours"] / row["ours"] if rows else 1.0
         row["cost_by_arithmetic"] = flops(args, on, pixels=True) / flops(args, (), pixels=True)
         row["cost_in_paper"] = PAPER.get(row["designs"])
         row["tflops"] = flops(args, on) * row["ours"] / run.world / 1e12
@@ -97,7 +97,10 @@ def bench(device, args, run):
         if rank() == 0:
             print(" | ".join(cell(row, name) for name in COLUMNS), flush=True)
     if rank() == 0:
-        print("hours: of 100 epochs of ImageNet at this rate; bytes: sent a process and step, by gloo")
+        print(
+            "cost: of the baseline's time, beside the pixels' arithmetic and the paper's hours; peak GB: of the device"
+        )
+        print("or of the whole process; hours: for 100 epochs of ImageNet; bytes: sent a process and step, over gloo")
         if args.json:
             chosen = rows[0] if args.all else rows[-1]
             facts = {"command": args.command, "hardware": hardware(device), "torch": torch.__version__}
@@ -112,6 +115,7 @@ COLUMNS = {  # name of a figure: title, width
     "cost": ("cost", 5),
     "cost_by_arithmetic": ("arithmetic", 10),
     "cost_in_paper": ("paper", 5),
+    "cost_of_splits": ("splits", 6),
     "memory_gb": ("peak GB", 7),
     "tflops": ("TFLOP/s", 7),
     "of_product": ("of product", 10),
@@ -146,36 +150,55 @@ def with_designs(args, on):
     return argparse.Namespace(**(vars(args) | {flag: name in on for name, flag in DESIGNS.items()}))
 
 
-def measure(device, args, run):
-    """A dict of the figures of one combination of designs; rates in images/s of all processes."""
+def measure(device, args, run, baseline):
+    """Measures one combination of designs.
+
+    Args:
+        baseline: a function that takes a step of the baseline, which runs in turns with the others; None: this is it.
+
+    Returns:
+        A dict of the figures, rates in images/s of all processes, and a function that takes our step.
+    """
     plan = main_moco.view_plan(args)
     n = args.total_batch // run.world
     views = plan.split([torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views])
     torchs_own = [(backend, backend.fp32_precision) for backend in BACKENDS]
 
-    set_precision(args.precision)
+    def set_flags(name):
+        for backend, value in torchs_own:
+            backend.fp32_precision = value
+        if name != "original":
+            set_precision(args.precision)
+
+    set_flags("ours")
+    before = allocated(device)
     ours = our_step(device, args, run, plan, views)
     warm_up(ours)
-    memory = peak_memory(ours, device)
+    memory = peak_memory(ours, device, before)
+    set_flags("original")
     steps = {"ours": ours, "original": the_originals_step(device, args, views)}
     warm_up(steps["original"])
+    if baseline:
+        steps["baseline"] = baseline
+    if args.bn_splits > 1:
+        plain = argparse.Namespace(**(vars(args) | {"bn_splits": 1}))
+        steps["one_group"] = our_step(device, plain, run, plan, views)
+        warm_up(steps["one_group"])
     seconds, rates = {}, {name: [] for name in steps}
     for round_ in range(-1, ROUNDS):  # the first says how many steps a round has
         for name, step in steps.items():
-            set_precision(args.precision)
-            if name == "original":
-                for backend, value in torchs_own:
-                    backend.fp32_precision = value
+            set_flags(name)
             k = 2 if round_ < 0 else max(1, math.ceil(args.seconds / ROUNDS / seconds[name]))
             seconds[name] = from_rank_0(timed(step, k) / k)
             if round_ >= 0:
                 rates[name].append(args.total_batch / seconds[name])
-    result = {name: statistics.median(values) for name, values in rates.items()}
-    pairs = zip(rates["ours"], rates["original"], strict=True)
-    result["ours_over_original"] = statistics.median(a / b for a, b in pairs)
+    result = {name: statistics.median(rates[name]) for name in ("ours", "original")}
+    result["ours_over_original"] = ratio(rates["ours"], rates["original"])
+    result["cost"] = ratio(rates["baseline"], rates["ours"]) if baseline else 1.0
+    result["cost_of_splits"] = ratio(rates["one_group"], rates["ours"]) if args.bn_splits > 1 else None
     result["memory_gb"] = memory
     images = torch.cat(views[2])
-    calls = max(1, min(20_000, 2**30 // (images[0].numel() * 4)) // args.total_batch)  # the shuffles differ
+    calls = max(1, min(6_000, 2**30 // (images[0].numel() * 4)) // args.total_batch)  # the shuffles differ
     sent = {name: traffic(step, 2) for name, step in steps.items()}
     sent |= {
         "image_ours": traffic(shuffle_of(views[2], args), calls),
@@ -184,7 +207,13 @@ def measure(device, args, run):
     for what, prefix in (("step", ""), ("image", "image_")):
         a, b = sent[f"{prefix}ours"], sent[f"{prefix}original"]
         result[f"{what}_bytes"], result[f"{what}_bytes_over_original"] = a, a and a / b
-    return result
+    set_flags("original")
+    return result, ours
+
+
+def ratio(a, b):
+    """The median of the ratios in each round."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
 BACKENDS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
@@ -243,12 +272,6 @@ def encoder_flops(arch, dim, size, cache={}):  # noqa: B006
             net.eval()(torch.zeros(1, 3, size, size))
         cache[arch, dim, size] = counter.get_total_flops()
     return cache[arch, dim, size]
-
-
-def hardware(device):
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {launch.cores()} cores"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What benchmarks measure besides a clock: time of a device's work, memory, bytes on the wire, a machine's limit."""
 
+import os
+import platform
 import sys
 import time
 
@@ -7,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from moco.distributed import from_rank_0, is_initialized
+from moco.launch import cores
 
 
 def synchronize():
@@ -27,20 +30,34 @@ def timed(step, steps):
     return time.perf_counter() - start
 
 
-def peak_memory(step, device):
-    """GB at the peak of two steps, of the device or of this process; None where the system does not tell."""
+def allocated(device):
+    """Bytes that tensors hold on a GPU, 0 elsewhere."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def peak_memory(step, device, before=0):
+    """GB at the peak of two steps.
+
+    On a GPU those of its tensors, less `before` bytes; elsewhere those of the whole process, or None where the system
+    does not tell.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         timed(step, 2)
-        return torch.cuda.max_memory_allocated(device) / 1e9
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e9
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # forget the peak so far
         timed(step, 2)
-        with open("/proc/self/status") as file:
-            return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
+        return int(proc_line("/proc/self/status", "VmHWM").split()[1]) * 1024 / 1e9
     except OSError:
         return None
+
+
+def proc_line(path, word):
+    """The first line of a file of /proc that begins with `word`, but for spaces; "" if there is none."""
+    with open(path) as file:
+        return next((line for line in file if line.lstrip().startswith(word)), "")
 
 
 def traffic(function, calls):
@@ -61,9 +78,17 @@ def traffic(function, calls):
 
 def loopback_bytes():
     """Bytes sent over the loopback device since the system started."""
-    with open("/proc/net/dev") as file:
-        line = next(line for line in file if line.strip().startswith("lo:"))
-    return int(line.split(":")[1].split()[8])
+    return int(proc_line("/proc/net/dev", "lo:").split(":")[1].split()[8])
+
+
+def hardware(device):
+    """The device's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        name = proc_line("/proc/cpuinfo", "model name").partition(":")[2].strip() or name
+    return f"{name}, {cores()} cores"
 
 
 def product_tflops(device, precision):
