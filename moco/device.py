@@ -6,12 +6,21 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def tf32_flags():
+    """Whether torch takes TF32 for float32 matrix products, and for convolutions; its own choice is (no, yes)."""
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def set_tf32_flags(products, convolutions):
+    """Sets what `tf32_flags` tells."""
+    # By these names all readers in torch agree; after `fp32_precision` was set, some of them raise.
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
+
+
 def set_precision(precision):
-    """Sets torch's flags for float32 products on NVIDIA GPUs: "fp32" and "tf32" rule, all else leaves torch's own."""
-    value = {"fp32": "ieee", "tf32": "tf32"}.get(precision)
-    if value is not None:
-        torch.backends.cuda.matmul.fp32_precision = value
-        torch.backends.cudnn.conv.fp32_precision = value
+    """Sets torch's TF32 flags: "fp32" turns it off, "tf32" on, all else leaves torch's own."""
+    if precision in ("fp32", "tf32"):
+        set_tf32_flags(precision == "tf32", precision == "tf32")
 
 
 def autocast(device, precision):

@@ -5,30 +5,28 @@ import shutil
 import pytest
 import torch
 
-from moco.device import at_least_fp32, autocast, grad_scaler, send, set_precision
+from moco.device import at_least_fp32, autocast, grad_scaler, send, set_precision, set_tf32_flags, tf32_flags
 
 compiles = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
-@pytest.fixture
-def flags():
-    """Puts torch's flags back."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [backend.fp32_precision for backend in backends]
-    yield lambda: [backend.fp32_precision for backend in backends]
-    for backend, value in zip(backends, before, strict=True):
-        backend.fp32_precision = value
+@pytest.fixture(autouse=True)
+def _torchs_own_flags():
+    before = tf32_flags()
+    yield
+    set_tf32_flags(*before)
 
 
-def test_fp32_and_tf32_set_torchs_flags_and_nothing_else_does(flags):
-    torchs_own = flags()
+def test_fp32_and_tf32_set_torchs_flags_and_nothing_else_does():
+    assert tf32_flags() == (False, True)
     for precision in (None, "bf16", "fp16"):
         set_precision(precision)
-        assert flags() == torchs_own
+        assert tf32_flags() == (False, True)
     set_precision("fp32")
-    assert flags() == ["ieee", "ieee"]
+    assert tf32_flags() == (False, False) and torch.get_float32_matmul_precision() == "highest"
     set_precision("tf32")
-    assert flags() == ["tf32", "tf32"]
+    assert tf32_flags() == (True, True) and torch.get_float32_matmul_precision() == "high"
+    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 @pytest.mark.parametrize("precision", [None, "fp32", "tf32", "bf16", "fp16"])

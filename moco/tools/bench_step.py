@@ -27,7 +27,7 @@ import main_moco
 from moco import launch, speed
 from moco.asymmetry.asym_bn import check_group
 from moco.batchnorm import check_splits
-from moco.device import grad_scaler, set_precision
+from moco.device import grad_scaler, set_precision, set_tf32_flags, tf32_flags
 from moco.distributed import BatchShuffle, data_parallel, from_rank_0, is_initialized, rank
 from moco.options import number
 from moco.tools.gauges import allocated, hardware, peak_memory, product_tflops, timed, traffic
@@ -162,11 +162,10 @@ def measure(device, args, run, baseline):
     plan = main_moco.view_plan(args)
     n = args.total_batch // run.world
     views = plan.split([torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views])
-    torchs_own = [(backend, backend.fp32_precision) for backend in BACKENDS]
+    torchs_own = tf32_flags()
 
     def set_flags(name):
-        for backend, value in torchs_own:
-            backend.fp32_precision = value
+        set_tf32_flags(*torchs_own)
         if name != "original":
             set_precision(args.precision)
 
@@ -214,9 +213,6 @@ def measure(device, args, run, baseline):
 def ratio(a, b):
     """The median of the ratios in each round."""
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
-
-
-BACKENDS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
 
 
 def our_step(device, args, run, plan, views):

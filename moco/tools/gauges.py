@@ -8,6 +8,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from moco.device import set_tf32_flags, tf32_flags
 from moco.distributed import from_rank_0, is_initialized
 from moco.launch import cores
 
@@ -96,9 +97,9 @@ def product_tflops(device, precision):
     n = 8192 if device.type == "cuda" else 1024
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    backend = torch.backends.cuda.matmul
-    before, backend.fp32_precision = backend.fp32_precision, "ieee" if precision == "fp32" else "tf32"
+    before = tf32_flags()
+    set_tf32_flags(precision != "fp32", before[1])
     timed(lambda: a @ b, 3)
     seconds = min(timed(lambda: a @ b, 10) for _ in range(5)) / 10
-    backend.fp32_precision = before
+    set_tf32_flags(*before)
     return 2 * n**3 / seconds / 1e12
