@@ -17,8 +17,11 @@ from moco.loader import training_loader, validation_loader
 from moco.meters import AverageMeter, ProgressMeter, Stopwatch, accuracy, correct
 from moco.optim import LARS, cosine_lr, set_lr
 from moco.prefetch import finisher, prefetched
+from moco.saver import Saver, check_space, size_of
 from moco.views.normalize import normalize_images
 from moco.views.plan import baseline_plan
+
+CHECKPOINT, LAST = "checkpoint.pth.tar", "checkpoint_last.pth.tar"  # of an epoch's end, and within an epoch
 
 
 def build_parser():
@@ -37,16 +40,12 @@ def main(argv=None):
 
 def prepare(args, run):
     """Checks at the door what this script alone knows; returns the ImageFolders train and val."""
-    if not args.pretrained and not args.resume:
-        raise ValueError(
-            "no --pretrained and no --resume; give a checkpoint, or --pretrained none for a random encoder"
-        )
-    if args.evaluate and not args.resume:
-        raise ValueError("--evaluate needs --resume with a checkpoint of this script; --pretrained has no classifier")
+    check_source(args)
     args.init_lr = args.lr * args.batch_size / 256
     val = ImageFolder(os.path.join(args.data, "val"))
     if args.evaluate:
-        options.check_resume(args, run, lambda: build(args, len(val.classes)), any_options=True)
+        options.check_resume(args, run, lambda: build(args, len(val.classes)), checkpoints(args), any_options=True)
+        check_source(args)
         return None, val
     train = ImageFolder(os.path.join(args.data, "train"))
     if train.classes != val.classes:
@@ -54,11 +53,22 @@ def prepare(args, run):
         raise ValueError(f"train and val in {args.data!r} must have the same classes; {odd!r} is only in one of them")
     options.check_folder(train, args)
     args.images = len(train)
-    options.check_resume(args, run, lambda: build(args, len(val.classes)))
+    options.check_resume(args, run, lambda: build(args, len(val.classes)), checkpoints(args))
+    check_source(args)
     options.check_output(args, run)
     if args.pretrained not in (None, "none") and run.has_rank_0:
         ckpt.backbone_for(models.get_model(args.arch), ckpt.read(args.pretrained), args.pretrained, args.arch)
     return train, val
+
+
+def check_source(args):
+    """Refuses a run that has no weights to begin with; --resume auto may have found none."""
+    if args.evaluate and not args.resume:
+        raise ValueError("--evaluate needs --resume with a checkpoint of this script; --pretrained has no classifier")
+    if not args.pretrained and not args.resume:
+        raise ValueError(
+            "no --pretrained and no --resume with a checkpoint; give one, or --pretrained none for a random encoder"
+        )
 
 
 class Classifier(torch.nn.Linear):
@@ -94,15 +104,15 @@ def train(device, args, run, train_folder, val_folder):
     torch.backends.cudnn.benchmark = True
     set_precision(args.precision)
     model, optimizer = build(args, len(val_folder.classes), device)
-    start_epoch, best_acc1 = load(args, model, optimizer)
-    if args.start_epoch is not None:
-        start_epoch = args.start_epoch
+    (start_epoch, start), best_acc1 = load(args, model, optimizer)
+    if args.start_epoch not in (None, start_epoch):
+        start_epoch, start = args.start_epoch, 0
     batch = args.total_batch // run.world
     net = data_parallel(model, device, lambda net: loss_of_noise(net, batch, args, device))
     workers = options.workers_a_process(args, run)
     val_loader = validation_loader(val_folder, args.crop_size, batch, workers)
     if rank() == 0:
-        options.announce(args, run, device, start_epoch, workers)
+        options.announce(args, run, device, (start_epoch, start), workers)
     if args.evaluate:
         validate(model, val_loader, len(val_folder), args, device)
         return
@@ -112,49 +122,66 @@ def train(device, args, run, train_folder, val_folder):
         train_folder, views, args.total_batch, args.seed, workers, drop_last=False, augment_on=args.augment_on
     )
     frozen = frozen_tensors(model)
-    for epoch in range(start_epoch, args.epochs):
-        set_lr(optimizer, cosine_lr(args.init_lr, epoch, args.epochs))
-        loader.batch_sampler.epoch = epoch
-        train_epoch(net, optimizer, loader, views, epoch, args, device, first=epoch == start_epoch)
-        acc1 = validate(model, val_loader, len(val_folder), args, device)
-        if epoch == start_epoch:
-            check_frozen(frozen, model)
-        best, best_acc1 = acc1 > best_acc1, max(acc1, best_acc1)
+
+    def save(names, epoch, step=0):
+        """Writes a checkpoint of `epoch` epochs and `step` steps under each of `names`."""
         if rank() == 0:
-            checkpoint = ckpt.of_run(
-                epoch + 1, model, optimizer, options.result_options(args), best_acc1=best_acc1, processes=run.world
-            )
-            for name in ["checkpoint.pth.tar", *["model_best.pth.tar"] * best]:
-                ckpt.save(checkpoint, os.path.join(args.output_dir, name))
+            more = {"step": step, "best_acc1": best_acc1, "processes": run.world}
+            checkpoint = ckpt.of_run(epoch, model, optimizer, options.result_options(args), **more)
+            saver.save(checkpoint, *(os.path.join(args.output_dir, name) for name in names))
+
+    with Saver() as saver:
+        if rank() == 0:
+            check_space(args.output_dir, size_of(model.state_dict()), 2 + bool(args.save_every))
+        for epoch in range(start_epoch, args.epochs):
+            set_lr(optimizer, cosine_lr(args.init_lr, epoch, args.epochs))
+            loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start if epoch == start_epoch else 0
+            train_epoch(net, optimizer, loader, views, epoch, args, device, epoch == start_epoch, save)
+            acc1 = validate(model, val_loader, len(val_folder), args, device)
+            if epoch == start_epoch:
+                check_frozen(frozen, model)
+            best, best_acc1 = acc1 > best_acc1, max(acc1, best_acc1)
+            save([CHECKPOINT, *["model_best.pth.tar"] * best], epoch + 1)
+
+
+def checkpoints(args):
+    """The paths of the checkpoints that a run of this --output-dir may be continued from."""
+    paths = (os.path.join(args.output_dir, name) for name in (CHECKPOINT, LAST))
+    return [path for path in paths if os.path.exists(path)]
 
 
 def load(args, model, optimizer):
-    """Loads --resume, else the backbone of --pretrained; returns (the epoch to start with, the best Acc@1 so far)."""
+    """Loads --resume, else the backbone of --pretrained; returns ((epochs, steps of the next) done, best Acc@1)."""
     if args.resume:
         checkpoint = ckpt.read_on_all_ranks(args.resume)
         ckpt.restore(checkpoint, model, optimizer)
         if args.pretrained and rank() == 0:
             print(f"note: --pretrained {args.pretrained!r} is not used, the backbone is the resumed checkpoint's")
-        return checkpoint["epoch"], checkpoint.get("best_acc1", 0.0)
+        return ckpt.place_of(checkpoint), checkpoint.get("best_acc1", 0.0)
     if args.pretrained == "none":
         if rank() == 0:
             print("pretrained: none, this probes a random encoder")
-        return 0, 0.0
+        return (0, 0), 0.0
     backbone = ckpt.backbone_for(model, ckpt.read_on_all_ranks(args.pretrained), args.pretrained, args.arch)
     model.load_state_dict(backbone, strict=False)
     if rank() == 0:
         print(f"pretrained: {len(backbone)} tensors of {args.pretrained!r}, all of the backbone but fc")
-    return 0, 0.0
+    return (0, 0), 0.0
 
 
-def train_epoch(net, optimizer, loader, views, epoch, args, device, first):
-    """An epoch's steps. The meters show global rank 0's share of the batch, as MoCo's do."""
+def train_epoch(net, optimizer, loader, views, epoch, args, device, first, save):
+    """An epoch's steps, from `loader.batch_sampler.start` on.
+
+    The meters show global rank 0's share of the batch, as MoCo's do. `save(names, epoch, step)` writes a checkpoint.
+    """
     net.eval()  # all of it: the backbone's BN must not move, and only `fc` trains
     watch, losses = Stopwatch(device), AverageMeter("Loss", ":.4e")
     top1, top5 = AverageMeter("Acc@1", ":6.2f"), AverageMeter("Acc@5", ":6.2f")
     progress = ProgressMeter(len(loader), [watch.batch_time, watch.data_time, losses, top1, top5], f"Epoch: [{epoch}]")
     finish = finisher(views, args.augment_on, device)
-    for i, ((images,), target) in enumerate(prefetched(watch.waiting(loader), finish, device)):
+    for i, ((images,), target) in enumerate(
+        prefetched(watch.waiting(loader), finish, device), loader.batch_sampler.start
+    ):
         with autocast(device, args.precision):
             output = net(images)
         loss = F.cross_entropy(output, target)
@@ -170,6 +197,8 @@ def train_epoch(net, optimizer, loader, views, epoch, args, device, first):
             options.advise(watch, args)
         if rank() == 0 and i % args.print_freq == 0:
             progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
+        if args.save_every and (i + 1) % args.save_every == 0 and i + 1 < len(loader):
+            save([LAST], epoch, i + 1)
 
 
 def loss_of_noise(net, batch, args, device):

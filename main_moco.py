@@ -4,6 +4,7 @@ Learning" (arXiv 2204.00613), each an --enable flag, alone or in any combination
 
 import math
 import os
+import re
 
 import torch
 from torchvision import models
@@ -25,6 +26,7 @@ from moco.meters import AverageMeter, ProgressMeter, Stopwatch, accuracy
 from moco.optim import cosine_lr, set_lr, sgd
 from moco.options import number
 from moco.prefetch import finisher, prefetched
+from moco.saver import Saver, check_space, size_of
 from moco.views.plan import baseline_plan
 
 
@@ -33,6 +35,7 @@ def build_parser():
     options.add_shared(parser, epochs=100, batch_size=256, lr=0.03, weight_decay=1e-4)
     parser.add_argument("--mini-crop-size", metavar="PX", default=96, type=number(int, 1), help="of MultiCrop's views")
     parser.add_argument("--tag", default="", help="of the checkpoints' names: checkpoint_TAG_EPOCH.pth.tar")
+    parser.add_argument("--keep", metavar="N", type=number(int, 1), help="epochs' checkpoints to keep (default: all)")
 
     moco = parser.add_argument_group("MoCo")
     moco.add_argument("--moco-dim", metavar="N", default=128, type=number(int, 1), help="features of a key")
@@ -95,7 +98,7 @@ def prepare(args, run):
     folder = ImageFolder(os.path.join(args.data, "train"))
     options.check_folder(folder, args)
     args.images = len(folder)
-    options.check_resume(args, run, lambda: build(args))
+    options.check_resume(args, run, lambda: build(args), checkpoints(args).values())
     options.check_output(args, run)
     return folder
 
@@ -138,31 +141,62 @@ def train(device, args, run, folder):
     plan = view_plan(args)
     model, optimizer = build(args, device)
     scaler = grad_scaler(device, args.precision)
-    start_epoch, earlier = 0, None
+    start_epoch, start, earlier = 0, 0, None
     if args.resume:
         checkpoint = ckpt.read_on_all_ranks(args.resume)
         ckpt.restore(checkpoint, model, optimizer, scaler)
-        start_epoch, earlier = checkpoint["epoch"], bn_batch(checkpoint)
-    if args.start_epoch is not None:
-        start_epoch = args.start_epoch
+        (start_epoch, start), earlier = ckpt.place_of(checkpoint), bn_batch(checkpoint)
+    if args.start_epoch not in (None, start_epoch):
+        start_epoch, start = args.start_epoch, 0
     net = data_parallel(model, device, lambda net: loss_of_noise(net, plan, args, run, device))
     workers = options.workers_a_process(args, run)
     loader = training_loader(folder, plan.views, args.total_batch, args.seed, workers, augment_on=args.augment_on)
     if rank() == 0:
-        announce(args, run, plan, device, start_epoch, workers, earlier)
+        announce(args, run, plan, device, (start_epoch, start), workers, earlier)
 
-    for epoch in range(start_epoch, args.epochs):
-        set_lr(optimizer, cosine_lr(args.lr, epoch, args.epochs))
-        loader.batch_sampler.epoch = epoch
-        train_epoch(net, optimizer, scaler, loader, plan, epoch, args, device, first=epoch == start_epoch)
+    def save(name, epoch, step=0, remove=()):
+        """Writes a checkpoint of `epoch` epochs and `step` steps."""
         if rank() == 0:
-            more = {"processes": run.world, "scaler": scaler.state_dict()}
-            checkpoint = ckpt.of_run(epoch + 1, model, optimizer, options.result_options(args), **more)
-            ckpt.save(checkpoint, os.path.join(args.output_dir, f"checkpoint_{args.tag}_{epoch:04d}.pth.tar"))
+            more = {"step": step, "processes": run.world, "scaler": scaler.state_dict()}
+            checkpoint = ckpt.of_run(epoch, model, optimizer, options.result_options(args), **more)
+            saver.save(checkpoint, path_of(args, name), remove=remove)
+
+    with Saver() as saver:
+        if rank() == 0:
+            files = min(args.keep or args.epochs, args.epochs - start_epoch) + bool(args.save_every)
+            check_space(args.output_dir, size_of([model.state_dict(), optimizer.state_dict()]), files)
+        for epoch in range(start_epoch, args.epochs):
+            set_lr(optimizer, cosine_lr(args.lr, epoch, args.epochs))
+            loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start if epoch == start_epoch else 0
+            train_epoch(net, optimizer, scaler, loader, plan, epoch, args, device, epoch == start_epoch, save)
+            save(f"{epoch:04d}", epoch + 1, remove=outdated(args, epoch))
 
 
-def train_epoch(net, optimizer, scaler, loader, plan, epoch, args, device, first):
-    """An epoch's steps. The meters show global rank 0's share of the batch, as MoCo's do."""
+def path_of(args, name):
+    """The path of a checkpoint: of an epoch, its 0-based number with 4 digits, or "last", the one within an epoch."""
+    return os.path.join(args.output_dir, f"checkpoint_{args.tag}_{name}.pth.tar")
+
+
+def checkpoints(args):
+    """The checkpoints of this run's --output-dir and --tag: dict of `path_of`'s names to paths."""
+    pattern = re.compile(rf"checkpoint_{re.escape(args.tag)}_(\d{{4,}}|last)\.pth\.tar")
+    names = os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []
+    matches = [match for match in map(pattern.fullmatch, names) if match]
+    return {match[1]: os.path.join(args.output_dir, match[0]) for match in matches}
+
+
+def outdated(args, epoch):
+    """The paths of the epochs' checkpoints that --keep has removed once that of `epoch` is written."""
+    if args.keep is None:
+        return []
+    return [path for name, path in checkpoints(args).items() if name != "last" and int(name) <= epoch - args.keep]
+
+
+def train_epoch(net, optimizer, scaler, loader, plan, epoch, args, device, first, save):
+    """An epoch's steps, from `loader.batch_sampler.start` on.
+
+    The meters show global rank 0's share of the batch, as MoCo's do. `save(name, epoch, step)` writes a checkpoint.
+    """
     net.train()
     watch, loss_meter = Stopwatch(device), AverageMeter("Loss", ":.4e")
     top1, top5 = AverageMeter("Acc@1", ":6.2f"), AverageMeter("Acc@5", ":6.2f")
@@ -170,7 +204,7 @@ def train_epoch(net, optimizer, scaler, loader, plan, epoch, args, device, first
     progress = ProgressMeter(len(loader), meters, f"Epoch: [{epoch}]")
     finish = finisher(plan.views, args.augment_on, device)
 
-    for i, (views, _) in enumerate(prefetched(watch.waiting(loader), finish, device)):
+    for i, (views, _) in enumerate(prefetched(watch.waiting(loader), finish, device), loader.batch_sampler.start):
         loss, *accuracies = train_step(net, optimizer, scaler, plan.split(views), epoch * len(loader) + i, args)
         for meter, value in zip((loss_meter, top1, top5), (loss, *accuracies), strict=True):
             meter.update(value, len(views[0]))
@@ -179,6 +213,8 @@ def train_epoch(net, optimizer, scaler, loader, plan, epoch, args, device, first
             options.advise(watch, args)
         if rank() == 0 and i % args.print_freq == 0:
             progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
+        if args.save_every and (i + 1) % args.save_every == 0 and i + 1 < len(loader):
+            save("last", epoch, i + 1)
 
 
 def train_step(net, optimizer, scaler, views, step, args):
@@ -213,7 +249,7 @@ def bn_batch(checkpoint):
     return stored["total_batch"] // (checkpoint["processes"] * stored.get("bn_splits", 1))
 
 
-def announce(args, run, plan, device, start_epoch, workers, earlier):
+def announce(args, run, plan, device, start, workers, earlier):
     """Prints what is about to run; `earlier` is the `bn_batch` of the resumed checkpoint, or None."""
     flags = {
         "MultiCrop": args.enable_multicrop,
@@ -226,7 +262,7 @@ def announce(args, run, plan, device, start_epoch, workers, earlier):
     if args.enable_asym_bn and run.world * args.bn_splits == 1:
         print("note: AsymBN changes nothing where batch normalisation sees the whole batch anyway")
     print(plan)
-    options.announce(args, run, device, start_epoch, workers)
+    options.announce(args, run, device, start, workers)
     print(in_words(args.bn_splits, run.world, args.total_batch, earlier))
     print(f"loss of a blind guess: ln(K + 1) = {math.log(args.moco_k + 1):.4f}", flush=True)
 

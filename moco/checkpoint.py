@@ -7,6 +7,7 @@ DistributedDataParallel saves them), `optimizer`, and what else its writer adds.
 
 import io
 import os
+import zipfile
 
 import torch
 import torch.distributed as dist
@@ -52,14 +53,30 @@ def of_run(epoch, model, optimizer, options, **more):
 
 
 def save(checkpoint, path):
-    """Writes `checkpoint` to `path` at once: a reader sees the old file or the new one."""
-    temporary = f"{path}.tmp"
-    torch.save(checkpoint, temporary)
-    os.replace(temporary, path)
+    """Writes `checkpoint` to `path` at once: a reader sees the old file or the new one, after a power cut too.
+
+    Raises whatever the system or torch's writer raises; then the old file is as it was.
+    """
+    temporary = f"{path}.tmp"  # in the same folder, hence on the same file system
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, is on the disk
+    finally:
+        os.close(folder)
 
 
-def read(path):
-    """Reads a checkpoint to the CPU.
+def read(path, mmap=False):
+    """Reads a checkpoint to the CPU; with `mmap` the tensors only when they are used.
 
     Raises:
         CheckpointError: the file is missing, unreadable or holds no state dict.
@@ -67,7 +84,7 @@ def read(path):
     if not os.path.isfile(path):
         raise CheckpointError(f"no checkpoint {path!r}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"can't read the checkpoint {path!r}: {reason}") from error
@@ -77,6 +94,34 @@ def read(path):
         if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
             raise CheckpointError(f"the checkpoint {path!r} has a {key!r} that is not a dict of names")
     return checkpoint
+
+
+def newest(paths):
+    """The path of the newest intact checkpoint, by the (epoch, step) inside; None where there is none.
+
+    A damaged one is passed over with a warning. Only the newest ones' tensors are read.
+    """
+    places = []
+    for path in paths:
+        try:
+            places.append((*place_of(read(path, mmap=True)), path))
+        except CheckpointError as error:
+            print(f"warning: {error}; it is passed over", flush=True)
+    for *_, path in sorted(places, reverse=True):
+        try:
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()  # compares checksums, which torch does not
+        except (OSError, zipfile.BadZipFile) as error:
+            damaged = error
+        if damaged is None:
+            return path
+        print(f"warning: the checkpoint {path!r} is damaged ({damaged}); it is passed over", flush=True)
+    return None
+
+
+def place_of(checkpoint):
+    """(epochs finished, steps done of the next)."""
+    return checkpoint.get("epoch", 0), checkpoint.get("step", 0)
 
 
 def read_on_all_ranks(path):

@@ -117,7 +117,7 @@ class CentralViews(Dataset):
 class EpochBatches:
     """Batch sampler of (epoch, index): the global batch of step t is a function of (seed, epoch, t).
 
-    Each process takes its contiguous share of it. Set `epoch` before iterating.
+    Each process takes its contiguous share of it. Set `epoch`, and `start` to begin within it, before iterating.
 
     Args:
         length: images. batch: images of all processes a step; the number of processes must divide it.
@@ -127,7 +127,7 @@ class EpochBatches:
 
     def __init__(self, length, batch, seed, drop_last=True):
         self.length, self.batch, self.seed, self.drop_last = length, batch, seed, drop_last
-        self.epoch = 0
+        self.epoch, self.start = 0, 0
 
     def __len__(self):
         return self.length // self.batch if self.drop_last else math.ceil(self.length / self.batch)
@@ -135,7 +135,7 @@ class EpochBatches:
     def __iter__(self):
         order = generator(ORDER, self.seed, self.epoch).permutation(self.length)
         world = world_size()
-        for t in range(len(self)):
+        for t in range(self.start, len(self)):
             batch = order[t * self.batch : (t + 1) * self.batch]
             batch = np.concatenate((batch, order[: -len(batch) % world]))
             share = len(batch) // world
@@ -143,7 +143,7 @@ class EpochBatches:
 
 
 def training_loader(folder, views, batch, seed, workers, drop_last=True, augment_on="cpu"):
-    """DataLoader of an epoch's batches; set `loader.batch_sampler.epoch` before iterating.
+    """DataLoader of an epoch's batches; set `epoch` and `start` of its `batch_sampler` before iterating.
 
     A batch goes through `finish` on its way to the network.
 

@@ -22,7 +22,7 @@ ARCH_MODULES = (models.resnet, models.regnet, models.shufflenetv2)
 FREE = {
     *("data", "workers", "print_freq", "resume", "force", "output_dir", "tag", "start_epoch", "batch_size"),
     *("multiprocessing_distributed", "nproc", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
-    *("pretrained", "evaluate", "fast"),
+    *("pretrained", "evaluate", "fast", "save_every", "keep"),
 }
 DEPENDENT = {"asym_bn_group": "enable_asym_bn", "mini_crop_size": "enable_multicrop"}  # without effect unless it is on
 
@@ -116,7 +116,12 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay):
         help="weight decay of SGD",
     )
     parser.add_argument("-p", "--print-freq", metavar="N", default=10, type=some, help="steps between log lines")
-    parser.add_argument("--resume", metavar="FILE", help="checkpoint to continue")
+    parser.add_argument(
+        "--resume", metavar="FILE", help="checkpoint to continue; auto: the newest of --output-dir, if there is one"
+    )
+    parser.add_argument(
+        "--save-every", metavar="STEPS", type=some, help="steps between checkpoints within an epoch (default: none)"
+    )
     parser.add_argument(
         "--force",
         action="store_true",
@@ -193,17 +198,23 @@ def check_folder(folder, args):
         )
 
 
-def check_resume(args, launch, build, any_options=False):
+def check_resume(args, launch, build, candidates, any_options=False):
     """Refuses a checkpoint that --resume can't continue, and takes the seed from it where none is given.
 
-    Only global rank 0 reads the file.
+    Only global rank 0 reads the file. For "auto", `args.resume` becomes the newest intact of the candidates, or None.
 
     Args:
         build: called without arguments; returns (model, optimizer) as the run will have them.
+        candidates: paths for "auto".
         any_options: the flags need not be the checkpoint's.
     """
     if not args.resume or not launch.has_rank_0:
         return
+    if args.resume == "auto":
+        args.resume = ckpt.newest(candidates)
+        if args.resume is None:
+            print(f"resume: no checkpoint in {args.output_dir!r} to go on from, this is a fresh start", flush=True)
+            return
     checkpoint = ckpt.read(args.resume)
     if args.seed is None:
         args.seed = checkpoint.get("options", {}).get("seed", secrets.randbits(31))
@@ -242,8 +253,8 @@ def workers_a_process(args, launch):
     return math.ceil(min(args.workers, cores()) / launch.local)
 
 
-def announce(args, launch, device, start_epoch, workers):
-    """Prints where and on what this run goes on."""
+def announce(args, launch, device, start, workers):
+    """Prints where and on what this run goes on, `start` being (epochs, steps of the next) done."""
     if args.fast is not None:
         print(f"fast: {' '.join(args.fast) or 'nothing, every flag of it was given'}")
     print(f"seed: {args.seed}")
@@ -252,7 +263,9 @@ def announce(args, launch, device, start_epoch, workers):
     group = f", {launch.backend}" if launch.backend else ""
     print(f"devices: {launch.world} x {device.type} ({name}{group}), {workers} data workers each")
     if args.resume:
-        print(f"resumed {args.resume!r}: {start_epoch} of {args.epochs} epochs are done", flush=True)
+        epochs, steps = start
+        more = f" and {steps} steps" * bool(steps)
+        print(f"resumed {args.resume!r}: {epochs} of {args.epochs} epochs{more} are done", flush=True)
 
 
 def advise(watch, args):

@@ -137,6 +137,26 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_
     assert not torch.equal(a["state_dict"]["module.fc.weight"], whole[0][1]["state_dict"]["module.fc.weight"])
 
 
+def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(imagenet, tmp_path, capsys):
+    more = ["--pretrained", "none", "--save-every", "2", "--epochs", "2", "--lars", "--resume", "auto"]
+    main_lincls.main(words(imagenet, tmp_path / "whole", *more))
+    assert "this is a fresh start" in capsys.readouterr().out
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(tmp_path / "whole" / "checkpoint_last.pth.tar", tmp_path / "resumed")
+    main_lincls.main(words(imagenet, tmp_path / "resumed", *more))
+    assert "1 of 2 epochs and 2 steps are done" in capsys.readouterr().out
+    a, b = (torch.load(tmp_path / run / "checkpoint.pth.tar", weights_only=True) for run in ("whole", "resumed"))
+    assert all(torch.equal(tensor, b["state_dict"][name]) for name, tensor in a["state_dict"].items())
+    assert (a["epoch"], a["best_acc1"]) == (b["epoch"], b["best_acc1"])
+
+
+def test_auto_that_finds_nothing_needs_a_backbone(imagenet, tmp_path, capsys):
+    for more, message in (([], "no --pretrained and no --resume"), (["-e"], "--evaluate needs --resume")):
+        with pytest.raises(SystemExit) as stop:
+            main_lincls.main(words(imagenet, tmp_path, "--resume", "auto", *more))
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
 def what_trains(words):
     seen, build = [], main_lincls.build
 

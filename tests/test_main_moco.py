@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -138,6 +139,54 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_
     assert a["options"] == b["options"] and a["options"]["seed"] == 5 and a["epoch"] == b["epoch"] == 3
     before = torch.load(start, weights_only=True)["state_dict"]
     assert not torch.equal(before["module.queue"], a["state_dict"]["module.queue"])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_path):
+    """From the checkpoint after 2 of the second epoch's 4 steps, which --resume auto prefers to the first epoch's."""
+    more = ["-j", "0", "--seed", "5", "-b", "24", "--epochs", "2", "--save-every", "2"]
+    all_designs(imagenet, tmp_path / "whole", world, *more)
+    middle = torch.load(tmp_path / "whole" / "checkpoint__last.pth.tar", weights_only=True)
+    assert (middle["epoch"], middle["step"]) == (1, 2)
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(tmp_path / "whole" / "checkpoint__last.pth.tar", tmp_path / "resumed")
+    shutil.copy(tmp_path / "whole" / "checkpoint__0000.pth.tar", tmp_path / "resumed")
+    all_designs(imagenet, tmp_path / "resumed", world, *more, "--resume", "auto", "-j", "3")
+    a, b = (torch.load(tmp_path / run / "checkpoint__0001.pth.tar", weights_only=True) for run in ("whole", "resumed"))
+    for name, tensor in a["state_dict"].items():
+        assert torch.equal(tensor, b["state_dict"][name]), name
+        assert name.endswith(("queue_ptr", "tracked")) or not torch.equal(tensor, middle["state_dict"][name])
+    assert a["step"] == b["step"] == 0 and a["epoch"] == b["epoch"] == 2
+
+
+def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(imagenet, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
+
+    def run(*more):
+        words = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0", "--seed", "1"]
+        main_moco.main([str(imagenet), "--output-dir", str(tmp_path), "--resume", "auto", *words, *more])
+        return capsys.readouterr().out
+
+    shorter = [*("--epochs", "4"), "--keep", "2"]
+    log = run(*shorter)
+    assert f"resume: no checkpoint in {str(tmp_path)!r} to go on from, this is a fresh start" in log
+    kept = ["checkpoint__0002.pth.tar", "checkpoint__0003.pth.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    newest = tmp_path / kept[1]
+    undisturbed = torch.load(newest, weights_only=True)["state_dict"]
+    assert "4 of 4 epochs are done" in run(*shorter)
+
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 255  # one byte of a tensor: only the checksum tells
+    newest.write_bytes(data)
+    (tmp_path / "checkpoint__0007.pth.tar").write_bytes(data[:1000])
+    (tmp_path / "checkpoint_other_0009.pth.tar").write_bytes(b"of another --tag")
+    log = run(*shorter)
+    assert re.search(r"warning: can't read the checkpoint '.*0007.*'.*; it is passed over", log)
+    assert re.search(r"warning: the checkpoint '.*0003.*' is damaged .*; it is passed over", log)
+    assert "3 of 4 epochs are done" in log and "0009" not in log
+    again = torch.load(newest, weights_only=True)["state_dict"]
+    assert all(torch.equal(tensor, again[name]) for name, tensor in undisturbed.items())
 
 
 def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys):

@@ -53,7 +53,7 @@ def test_the_start_says_what_fast_turned_on(capsys):
     for given, line in ((None, "fast: --augment-on device"), ("cpu", "fast: nothing, every flag of it was given")):
         args.fast, args.augment_on = True, given
         speed.settle(args)
-        options.announce(args, options.plan_launch(args), torch.device("cpu"), 0, 1)
+        options.announce(args, options.plan_launch(args), torch.device("cpu"), (0, 0), 1)
         assert line in capsys.readouterr().out.splitlines()
 
 
