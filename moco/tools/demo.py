@@ -29,11 +29,21 @@ def demo(folder, epochs=16, probe_epochs=15, images=60):
     data = os.path.join(folder, "imagenet")
     run("-m", "moco.tools.fake_imagenet", data, "--train", str(images), "--size", "96")
     pretraining = run(
-        *("main_moco.py", *SHARED, *PRETRAINING, "--epochs", str(epochs), *DESIGNS, "--output-dir", folder, data)
+        *(
+            "main_moco.py",
+            *SHARED,
+            *PRETRAINING,
+            "--epochs",
+            str(epochs),
+            "--keep",
+            "1",
+            *DESIGNS,
+            "--output-dir",
+            folder,
+            data,
+        )
     )
     checkpoint = os.path.join(folder, f"checkpoint__{epochs - 1:04d}.pth.tar")
-    for epoch in range(epochs - 1):
-        os.unlink(os.path.join(folder, f"checkpoint__{epoch:04d}.pth.tar"))  # the last one is enough here
     probe = run(
         *("main_lincls.py", *SHARED, *PROBE, "--epochs", str(probe_epochs)),
         *("--pretrained", checkpoint, "--output-dir", folder, data),
