@@ -202,9 +202,10 @@ def train_epoch(net, optimizer, loader, views, epoch, args, device, first, save)
 
 
 def loss_of_noise(net, batch, args, device):
-    """The sum of a random batch's outputs, of the size and number of the real images."""
+    """The sum of the outputs for random images, as many as in a real batch where kernels are made or chosen for it."""
+    n = batch if args.compile or device.type == "cuda" else 1
     with autocast(device, args.precision):
-        return net(torch.randn(batch, 3, args.crop_size, args.crop_size, device=device)).sum()
+        return net(torch.randn(n, 3, args.crop_size, args.crop_size, device=device)).sum()
 
 
 @torch.no_grad()

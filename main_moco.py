@@ -86,6 +86,17 @@ def prepare(args, run):
     """Checks at the door what this script alone knows; returns the ImageFolder."""
     if os.path.basename(args.tag) != args.tag or len(os.fsencode(args.tag)) > 200:
         raise ValueError(f"--tag {args.tag!r} is part of a file name: 200 bytes at most, no path separator")
+    check_model(args, run)
+    folder = ImageFolder(os.path.join(args.data, "train"))
+    options.check_folder(folder, args)
+    args.images = len(folder)
+    options.check_resume(args, run, lambda: build(args), checkpoints(args).values())
+    options.check_output(args, run)
+    return folder
+
+
+def check_model(args, run):
+    """Refuses a queue, or groups of batch normalisation, that do not suit the batch and the processes."""
     if args.moco_k < args.total_batch:
         raise ValueError(
             f"--moco-k {args.moco_k} is smaller than a batch of {args.total_batch}; give as much at least"
@@ -95,12 +106,6 @@ def prepare(args, run):
     check_splits(args.bn_splits, args.batch_size // run.local)
     if args.enable_asym_bn:
         check_group(args.asym_bn_group, run.world, args.bn_splits)
-    folder = ImageFolder(os.path.join(args.data, "train"))
-    options.check_folder(folder, args)
-    args.images = len(folder)
-    options.check_resume(args, run, lambda: build(args), checkpoints(args).values())
-    options.check_output(args, run)
-    return folder
 
 
 def view_plan(args):
@@ -234,8 +239,11 @@ def train_step(net, optimizer, scaler, views, step, args):
 
 
 def loss_of_noise(net, plan, args, run, device):
-    """The loss of a batch of random images, of the size and number of the real ones."""
-    n = args.total_batch // run.world
+    """The loss of a batch of random images.
+
+    There are as many as in a real batch where kernels are made or chosen for it, else as few as will do.
+    """
+    n = args.total_batch // run.world if args.compile or device.type == "cuda" else 2 * args.bn_splits
     views = [torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views]
     with autocast(device, args.precision):
         return contrastive_loss(*net(*plan.split(views), step=0))

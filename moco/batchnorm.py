@@ -40,12 +40,13 @@ class SplitBatchNorm(_BatchNorm):
     def forward(self, x):
         """x: N x C x ... to the same shape; raises ValueError where N is not a multiple of views times splits."""
         parts = self.views * self.splits
-        if not self.training or parts == 1:
+        compiling = torch.compiler.is_compiling()
+        if not self.training or (parts == 1 and not compiling):
             return super().forward(x)
         if len(x) % parts:
             raise ValueError(f"a batch of {len(x)} can't be normalised in {parts} equal parts")
         self.num_batches_tracked += self.views
-        return self._at_once(x) if torch.compiler.is_compiling() else self._part_by_part(x)
+        return self._at_once(x) if compiling else self._part_by_part(x)
 
     def _part_by_part(self, x):
         out = []
@@ -139,4 +140,6 @@ def in_words(splits, processes, total_batch, earlier=None):
         line += f"; the paper's runs had groups of {PAPERS_BATCH}: --bn-splits {groups // processes}"
     if earlier not in (None, batch):
         line += f"\nnote: before the resume it saw {earlier} images at a time"
+        if total_batch % (earlier * processes) == 0:
+            line += f"; --bn-splits {total_batch // (earlier * processes)} would keep that"
     return line

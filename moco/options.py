@@ -220,6 +220,7 @@ def check_resume(args, launch, build, candidates, any_options=False):
         args.seed = checkpoint.get("options", {}).get("seed", secrets.randbits(31))
     force = args.force or any_options
     compared = result_options(args)
+    checkpoint.get("options", {}).setdefault("bn_splits", 1)  # which files from before that flag lack
     if checkpoint.get("processes") != launch.world:
         compared.pop("bn_splits", None)  # another number of processes may want it; the start says what it comes to
     ckpt.check_resumable(checkpoint, args.resume, *build(), compared, force)

@@ -137,4 +137,7 @@ def test_words():
     assert in_words(1, 2, 16) == "batch normalisation: 2 groups of 8 images"  # nothing would make it 32
     assert in_words(1, 16, 256) == "batch normalisation: 16 groups of 16 images"
     assert in_words(8, 1, 256, earlier=32) == in_words(8, 1, 256)
-    assert in_words(8, 1, 256, earlier=256).endswith("\nnote: before the resume it saw 256 images at a time")
+    note = "\nnote: before the resume it saw {} images at a time"
+    assert in_words(8, 1, 256, earlier=256).endswith(note.format(256) + "; --bn-splits 1 would keep that")
+    assert in_words(1, 2, 256, earlier=32).endswith(note.format(32) + "; --bn-splits 4 would keep that")
+    assert in_words(1, 4, 256, earlier=128).endswith(note.format(128))  # fewer groups than processes

@@ -19,7 +19,7 @@ def gpu(monkeypatch):
 
     def pretend(capability):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
         monkeypatch.setattr(speed.importlib.util, "find_spec", lambda name: name)
 
@@ -46,6 +46,10 @@ def test_on_a_gpu(gpu):
     assert settled("--fast", "--no-compile", "--precision", "fp32") == ("device", "fp32", False, everything[:1])
     gpu((7, 0))
     assert settled("--fast") == ("device", None, True, everything[:2])
+    gpu((6, 1))
+    assert settled("--fast") == ("device", None, False, everything[:1])
+    with pytest.raises(ValueError, match=r"--compile needs a GPU of compute capability 7.0, not 6.1; give --no-"):
+        settled("--compile")
 
 
 def test_the_start_says_what_fast_turned_on(capsys):

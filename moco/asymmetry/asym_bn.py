@@ -26,7 +26,9 @@ def check_group(size, processes, splits=1):
     devices = processes * splits
     sizes = [n for n in range(1, devices + 1) if devices % n == 0 and (n % splits == 0 or splits % n == 0)]
     if size < devices and size not in sizes:
-        what = f"{processes} processes of {splits} BN groups" if splits > 1 else f"{devices} devices"
+        what = (
+            f"{devices} BN groups without cutting through a process's {splits}" if splits > 1 else f"{devices} devices"
+        )
         raise ValueError(
             f"--asym-bn-group {size} does not divide the {what}; give one of {', '.join(map(str, sizes))}"
         )

@@ -10,6 +10,8 @@ gathered by every rank, the loss read in each step. Both run in turns in one pro
 """
 
 import argparse
+import functools
+import gc
 import json
 import math
 import platform
@@ -25,8 +27,7 @@ from torchvision import models
 
 import main_moco
 from moco import launch, speed
-from moco.asymmetry.asym_bn import check_group
-from moco.batchnorm import check_splits
+from moco.builder import add_projector
 from moco.device import grad_scaler, set_precision, set_tf32_flags, tf32_flags
 from moco.distributed import BatchShuffle, data_parallel, from_rank_0, is_initialized, rank
 from moco.options import number
@@ -64,10 +65,14 @@ def main(argv=None):
         run = launch.plan_launch(args)
         speed.settle(args)
         args.total_batch = args.batch_size * run.nodes
-        if args.batch_size % run.local or args.batch_size < 2 * run.local:
-            raise ValueError(f"--batch-size {args.batch_size} does not give {run.local} processes 2 images each")
-        check_splits(args.bn_splits, args.batch_size // run.local)
-        check_group(args.asym_bn_group, run.world, args.bn_splits)
+        if args.batch_size % run.local:
+            raise ValueError(
+                f"--batch-size {args.batch_size} does not give {run.local} processes the same number of images; "
+                f"give {max(args.batch_size // run.local, 2) * run.local}"
+            )
+        args.enable_asym_bn |= args.all
+        for splits in {args.bn_splits, 1}:  # the cost of the groups is measured too
+            main_moco.check_model(argparse.Namespace(**(vars(args) | {"bn_splits": splits})), run)
     except ValueError as error:
         parser.error(error)
     launch.run(bench, run, args, run)
@@ -76,11 +81,16 @@ def main(argv=None):
 def bench(device, args, run):
     """One process of the benchmark; global rank 0 prints."""
     torch.backends.cudnn.benchmark = True
+    # All rows' encoders count as one to the compiler, which would at its limit go on without compiling.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     product = product_tflops(device, args.precision)
     if rank() == 0:
         print(
             f"{hardware(device)}, {run.world} processes, torch {torch.__version__}, Python {platform.python_version()}"
         )
+        own = f"--precision {args.precision or 'as torch does'}, --bn-splits {args.bn_splits}"
+        print(f"ours: {own}{', compiled' * args.compile}; original: float32, TF32 convolutions on GPUs that have them")
         print(f"a large matrix product: {product:.2f} TFLOP/s a process")
         print(" | ".join(f"{title:>{width}}" for title, width in COLUMNS.values()), flush=True)
     rows, baseline = [], None
@@ -169,20 +179,23 @@ def measure(device, args, run, baseline):
         if name != "original":
             set_precision(args.precision)
 
-    set_flags("ours")
-    before = allocated(device)
-    ours = our_step(device, args, run, plan, views)
-    warm_up(ours)
-    memory = peak_memory(ours, device, before)
-    set_flags("original")
-    steps = {"ours": ours, "original": the_originals_step(device, args, views)}
-    warm_up(steps["original"])
+    plain = argparse.Namespace(**(vars(args) | {"bn_splits": 1}))
+    makers = {"ours": lambda: our_step(device, args, run, plan, views)}
+    makers["original"] = lambda: the_originals_step(device, args, views)
+    if args.bn_splits > 1:
+        makers["one_group"] = lambda: our_step(device, plain, run, plan, views)
+    gc.collect()  # what the row before has left
+    before, steps = allocated(device), {}
+    for name, make in makers.items():
+        set_flags(name)
+        steps[name] = make()
+        for _ in range(WARM_UP):
+            steps[name]()
+        if name == "ours":  # before the others are there
+            memory = peak_memory(steps[name], device, before)
+    ours = steps["ours"]
     if baseline:
         steps["baseline"] = baseline
-    if args.bn_splits > 1:
-        plain = argparse.Namespace(**(vars(args) | {"bn_splits": 1}))
-        steps["one_group"] = our_step(device, plain, run, plan, views)
-        warm_up(steps["one_group"])
     seconds, rates = {}, {name: [] for name in steps}
     for round_ in range(-1, ROUNDS):  # the first says how many steps a round has
         for name, step in steps.items():
@@ -236,11 +249,6 @@ def the_originals_step(device, args, views):
     return lambda: original_step(net, optimizer, views)
 
 
-def warm_up(step):
-    for _ in range(WARM_UP):
-        step()
-
-
 def shuffle_of(im_k, args):
     """A function that sends the target's images to the ranks that encode them."""
     step = count()
@@ -260,14 +268,13 @@ def flops(args, on, pixels=False):
     return 3 * sum(forward(view) for view in (*plan.source, *plan.mini)) + sum(forward(view) for view in plan.target)
 
 
-def encoder_flops(arch, dim, size, cache={}):  # noqa: B006
+@functools.cache
+def encoder_flops(arch, dim, size):
     """Floating-point operations of a forward pass of one image."""
-    if (arch, dim, size) not in cache:
-        net = main_moco.MoCo(lambda num_classes: models.get_model(arch, num_classes=num_classes), dim, 2).encoder_q
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net.eval()(torch.zeros(1, 3, size, size))
-        cache[arch, dim, size] = counter.get_total_flops()
-    return cache[arch, dim, size]
+    net = add_projector(models.get_model(arch, num_classes=dim)).eval().to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, 3, size, size, device="meta"))
+    return counter.get_total_flops()
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def test_the_originals_step_computes_what_ours_does(world):
     "flags, message",
     [
         (["--bn-splits", "3"], "--bn-splits 3 does not divide"),
-        (["-b", "3", "--nproc", "2"], "--batch-size 3 does not give 2 processes"),
+        (["-b", "3", "--nproc", "2"], "--batch-size 3 does not give 2 processes the same number of images; give 4"),
+        (["--moco-k", "4"], "--moco-k 4 is smaller than a batch of 8"),
         (["--precision", "fp64"], "invalid choice: 'fp64'"),
         (["--seconds", "-1"], "'-1' is not a finite number >= 0"),
     ],
