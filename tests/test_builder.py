@@ -212,10 +212,10 @@ def all_designs(world, splits):
     return [our_steps(design, world, splits) for design in DESIGNS]
 
 
-def faster_steps(kind, world=1):
-    """A few float32 steps of all designs with 2 BN groups a process; logits, gradients and the state after each."""
+def faster_steps(kind, world=1, splits=2):
+    """A few float32 steps of all designs; logits, gradients and the state after each."""
     rank = torch.distributed.get_rank() if world > 1 else 0
-    model = MoCo(TinyNet, DIM, K, M, T, True, seed=SEED, asym_bn_group=2, bn_splits=2)
+    model = MoCo(TinyNet, DIM, K, M, T, True, seed=SEED, asym_bn_group=splits, bn_splits=splits)
     if kind == "channels_last":
         model.to(memory_format=torch.channels_last)
     if kind == "compile":
@@ -252,17 +252,26 @@ def test_faster_forms_of_the_step_equal_the_plain_one(kind, world):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@compiles
+def test_compiled_without_bn_groups_it_equals_the_plain_step():
+    for a, b in zip(faster_steps("compile", splits=1), faster_steps("plain", splits=1), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", [None, "bf16", "fp16"])
-def test_a_step_never_waits_for_the_device(precision):
+@pytest.mark.parametrize("precision, compiled", [(None, False), ("bf16", False), ("fp16", False), ("bf16", True)])
+def test_a_step_never_waits_for_the_device(precision, compiled):
     device = torch.device("cuda")
     model = MoCo(TinyNet, DIM, K, M, T, True, seed=SEED, bn_splits=2).to(device, memory_format=torch.channels_last)
     optimizer, scaler = sgd(model.parameters(), LR, 0.9, 1e-4), grad_scaler(device, precision)
     meter = AverageMeter("Loss")
+    if compiled:
+        for encoder in (model.encoder_q, model.encoder_k):
+            encoder.compile(dynamic=False)
     views = [[x.float().to(device) for x in images(0, n, size, 2)] for n, size in ((1, 12), (6, 8), (2, 13))]
     try:
-        for step in range(4):
-            torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first may set things up
+        for step in range(5):
+            torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")  # the first set things up
             loss, *_ = train_step(model, optimizer, scaler, views, step, Namespace(precision=precision))
             meter.update(loss, N)
     finally:

@@ -108,9 +108,12 @@ def bench(device, args, run):
             print(" | ".join(cell(row, name) for name in COLUMNS), flush=True)
     if rank() == 0:
         print(
-            "cost: of the baseline's time, beside the pixels' arithmetic and the paper's hours; peak GB: of the device"
+            "cost: in the baseline's time, beside the pixels' arithmetic and the paper's hours; splits: the time with"
         )
-        print("or of the whole process; hours: for 100 epochs of ImageNet; bytes: sent a process and step, over gloo")
+        print(
+            "--bn-splits over that without; peak GB: of a GPU's tensors, else of the process; hours: for 100 epochs of"
+        )
+        print("ImageNet; bytes: sent a process and step, over gloo")
         if args.json:
             chosen = rows[0] if args.all else rows[-1]
             facts = {"command": args.command, "hardware": hardware(device), "torch": torch.__version__}
