@@ -2,6 +2,7 @@
 """Linear classification on frozen features: a new `fc` trained on the backbone that main_moco.py pretrained."""
 
 import os
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,16 @@ from torchvision import models
 from moco import checkpoint as ckpt
 from moco import launch, options
 from moco.asymmetry.asym_aug import asym_aug_plan
+from moco.bookkeeping import Bookkeeping
 from moco.device import at_least_fp32, autocast, set_precision
 from moco.distributed import all_sum, data_parallel, from_rank_0, rank
+from moco.guard import LossGuard
 from moco.image_folder import ImageFolder
 from moco.loader import training_loader, validation_loader
-from moco.meters import AverageMeter, ProgressMeter, Stopwatch, accuracy, correct
+from moco.meters import ProgressMeter, Stopwatch, accuracy, correct
 from moco.optim import LARS, cosine_lr, set_lr
-from moco.prefetch import finisher, prefetched
+from moco.prefetch import finisher
+from moco.run_log import RunLog
 from moco.saver import Saver, check_space, size_of
 from moco.views.normalize import normalize_images
 from moco.views.plan import baseline_plan
@@ -130,17 +134,22 @@ def train(device, args, run, train_folder, val_folder):
             checkpoint = ckpt.of_run(epoch, model, optimizer, options.result_options(args), **more)
             saver.save(checkpoint, *(os.path.join(args.output_dir, name) for name in names))
 
-    with Saver() as saver:
+    with Saver(args.resume) as saver:
+        log, guard = RunLog(args.output_dir if rank() == 0 else None), LossGuard(loader, optimizer, saver.last_path)
+        log.start(args, device, run.world, (start_epoch, start))
         if rank() == 0:
             check_space(args.output_dir, size_of(model.state_dict()), 2 + bool(args.save_every))
         for epoch in range(start_epoch, args.epochs):
+            first, save_within = epoch == start_epoch, partial(save, [LAST], epoch)
             set_lr(optimizer, cosine_lr(args.init_lr, epoch, args.epochs))
-            loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start if epoch == start_epoch else 0
-            train_epoch(net, optimizer, loader, views, epoch, args, device, epoch == start_epoch, save)
+            loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start if first else 0
+            book = Bookkeeping(args, epoch, first, loader, device, guard, log, save_within)
+            train_epoch(net, optimizer, views, book, args, device)
             acc1 = validate(model, val_loader, len(val_folder), args, device)
-            if epoch == start_epoch:
+            if first:
                 check_frozen(frozen, model)
             best, best_acc1 = acc1 > best_acc1, max(acc1, best_acc1)
+            book.epoch_done(lr=cosine_lr(args.init_lr, epoch, args.epochs), val_acc1=acc1)
             save([CHECKPOINT, *["model_best.pth.tar"] * best], epoch + 1)
 
 
@@ -169,36 +178,17 @@ def load(args, model, optimizer):
     return (0, 0), 0.0
 
 
-def train_epoch(net, optimizer, loader, views, epoch, args, device, first, save):
-    """An epoch's steps, from `loader.batch_sampler.start` on.
-
-    The meters show global rank 0's share of the batch, as MoCo's do. `save(names, epoch, step)` writes a checkpoint.
-    """
+def train_epoch(net, optimizer, views, book, args, device):
+    """An epoch's steps, of which `book` keeps the books."""
     net.eval()  # all of it: the backbone's BN must not move, and only `fc` trains
-    watch, losses = Stopwatch(device), AverageMeter("Loss", ":.4e")
-    top1, top5 = AverageMeter("Acc@1", ":6.2f"), AverageMeter("Acc@5", ":6.2f")
-    progress = ProgressMeter(len(loader), [watch.batch_time, watch.data_time, losses, top1, top5], f"Epoch: [{epoch}]")
-    finish = finisher(views, args.augment_on, device)
-    for i, ((images,), target) in enumerate(
-        prefetched(watch.waiting(loader), finish, device), loader.batch_sampler.start
-    ):
+    for i, ((images,), target) in book.steps(finisher(views, args.augment_on, device)):
         with autocast(device, args.precision):
             output = net(images)
         loss = F.cross_entropy(output, target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-        acc1, acc5 = accuracy(output, target, topk=(1, 5))
-        for meter, value in ((losses, loss.detach()), (top1, acc1), (top5, acc5)):
-            meter.update(value, len(target))
-        watch.step_ended()
-        if rank() == 0 and first and i == min(options.STEPS_TO_JUDGE, len(loader)) - 1:
-            options.advise(watch, args)
-        if rank() == 0 and i % args.print_freq == 0:
-            progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
-        if args.save_every and (i + 1) % args.save_every == 0 and i + 1 < len(loader):
-            save([LAST], epoch, i + 1)
+        book.step_done(i, len(target), loss.detach(), *accuracy(output, target, topk=(1, 5)))
 
 
 def loss_of_noise(net, batch, args, device):

@@ -5,6 +5,7 @@ Learning" (arXiv 2204.00613), each an --enable flag, alone or in any combination
 import math
 import os
 import re
+from functools import partial
 
 import torch
 from torchvision import models
@@ -17,15 +18,18 @@ from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import contrastive_loss, multicrop_plan
 from moco.asymmetry.scalemix import scalemix_plan
 from moco.batchnorm import check_splits, in_words
+from moco.bookkeeping import Bookkeeping
 from moco.builder import MoCo
 from moco.device import autocast, grad_scaler, set_precision
 from moco.distributed import data_parallel, from_rank_0, rank
+from moco.guard import LossGuard
 from moco.image_folder import ImageFolder
 from moco.loader import training_loader
-from moco.meters import AverageMeter, ProgressMeter, Stopwatch, accuracy
+from moco.meters import accuracy
 from moco.optim import cosine_lr, set_lr, sgd
 from moco.options import number
-from moco.prefetch import finisher, prefetched
+from moco.prefetch import finisher
+from moco.run_log import RunLog
 from moco.saver import Saver, check_space, size_of
 from moco.views.plan import baseline_plan
 
@@ -166,14 +170,19 @@ def train(device, args, run, folder):
             checkpoint = ckpt.of_run(epoch, model, optimizer, options.result_options(args), **more)
             saver.save(checkpoint, path_of(args, name), remove=remove)
 
-    with Saver() as saver:
+    with Saver(args.resume) as saver:
+        log, guard = RunLog(args.output_dir if rank() == 0 else None), LossGuard(loader, optimizer, saver.last_path)
+        log.start(args, device, run.world, (start_epoch, start))
         if rank() == 0:
             files = min(args.keep or args.epochs, args.epochs - start_epoch) + bool(args.save_every)
             check_space(args.output_dir, size_of([model.state_dict(), optimizer.state_dict()]), files)
         for epoch in range(start_epoch, args.epochs):
+            first, save_within = epoch == start_epoch, partial(save, "last", epoch)
             set_lr(optimizer, cosine_lr(args.lr, epoch, args.epochs))
-            loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start if epoch == start_epoch else 0
-            train_epoch(net, optimizer, scaler, loader, plan, epoch, args, device, epoch == start_epoch, save)
+            loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start if first else 0
+            book = Bookkeeping(args, epoch, first, loader, device, guard, log, save_within)
+            train_epoch(net, optimizer, scaler, plan, book, args, device)
+            book.epoch_done(lr=cosine_lr(args.lr, epoch, args.epochs))
             save(f"{epoch:04d}", epoch + 1, remove=outdated(args, epoch))
 
 
@@ -197,29 +206,12 @@ def outdated(args, epoch):
     return [path for name, path in checkpoints(args).items() if name != "last" and int(name) <= epoch - args.keep]
 
 
-def train_epoch(net, optimizer, scaler, loader, plan, epoch, args, device, first, save):
-    """An epoch's steps, from `loader.batch_sampler.start` on.
-
-    The meters show global rank 0's share of the batch, as MoCo's do. `save(name, epoch, step)` writes a checkpoint.
-    """
+def train_epoch(net, optimizer, scaler, plan, book, args, device):
+    """An epoch's steps, of which `book` keeps the books."""
     net.train()
-    watch, loss_meter = Stopwatch(device), AverageMeter("Loss", ":.4e")
-    top1, top5 = AverageMeter("Acc@1", ":6.2f"), AverageMeter("Acc@5", ":6.2f")
-    meters = [watch.batch_time, watch.data_time, loss_meter, top1, top5]
-    progress = ProgressMeter(len(loader), meters, f"Epoch: [{epoch}]")
-    finish = finisher(plan.views, args.augment_on, device)
-
-    for i, (views, _) in enumerate(prefetched(watch.waiting(loader), finish, device), loader.batch_sampler.start):
-        loss, *accuracies = train_step(net, optimizer, scaler, plan.split(views), epoch * len(loader) + i, args)
-        for meter, value in zip((loss_meter, top1, top5), (loss, *accuracies), strict=True):
-            meter.update(value, len(views[0]))
-        watch.step_ended()
-        if rank() == 0 and first and i == min(options.STEPS_TO_JUDGE, len(loader)) - 1:
-            options.advise(watch, args)
-        if rank() == 0 and i % args.print_freq == 0:
-            progress.display(i, *watch.outlook((args.epochs - epoch) * len(loader) - i - 1))
-        if args.save_every and (i + 1) % args.save_every == 0 and i + 1 < len(loader):
-            save("last", epoch, i + 1)
+    for i, (views, _) in book.steps(finisher(plan.views, args.augment_on, device)):
+        step = book.epoch * len(book.loader) + i
+        book.step_done(i, len(views[0]), *train_step(net, optimizer, scaler, plan.split(views), step, args))
 
 
 def train_step(net, optimizer, scaler, views, step, args):

@@ -133,13 +133,23 @@ class EpochBatches:
         return self.length // self.batch if self.drop_last else math.ceil(self.length / self.batch)
 
     def __iter__(self):
-        order = generator(ORDER, self.seed, self.epoch).permutation(self.length)
-        world = world_size()
+        order = self._order()
         for t in range(self.start, len(self)):
-            batch = order[t * self.batch : (t + 1) * self.batch]
-            batch = np.concatenate((batch, order[: -len(batch) % world]))
-            share = len(batch) // world
-            yield [(self.epoch, int(i)) for i in batch[rank() * share : (rank() + 1) * share]]
+            yield self._share(order, t, rank())
+
+    def addresses(self, t, of_rank):
+        """What a rank gets in step t of the epoch: a list of (epoch, index)."""
+        return self._share(self._order(), t, of_rank)
+
+    def _order(self):
+        return generator(ORDER, self.seed, self.epoch).permutation(self.length)
+
+    def _share(self, order, t, of_rank):
+        world = world_size()
+        batch = order[t * self.batch : (t + 1) * self.batch]
+        batch = np.concatenate((batch, order[: -len(batch) % world]))
+        share = len(batch) // world
+        return [(self.epoch, int(i)) for i in batch[of_rank * share : (of_rank + 1) * share]]
 
 
 def training_loader(folder, views, batch, seed, workers, drop_last=True, augment_on="cpu"):

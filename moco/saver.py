@@ -15,10 +15,14 @@ class Saver:
 
     The state is copied before `save` returns, since the next step changes it. A write that fails leaves the file
     before it, is reported, and ends the run only if the next one fails too, or if it was the last.
+
+    Args:
+        last: the path of the checkpoint that the run comes from, or None.
     """
 
-    def __init__(self):
+    def __init__(self, last=None):
         self.thread, self.pending, self.error, self.failed = None, None, None, False
+        self.last = last
 
     def __enter__(self):
         return self
@@ -61,7 +65,7 @@ class Saver:
         self.thread.join()
         self.thread = None
         if self.error is None:
-            self.failed, self.pending = False, None
+            self.last, self.failed, self.pending = self.pending[1][0], False, None
             return
         error, self.error = self.error, None
         if self.failed:
@@ -70,6 +74,11 @@ class Saver:
         print(
             f"warning: {error}; the file before it is kept, and the run ends if the next write fails too", flush=True
         )
+
+    def last_path(self):
+        """The path of the last whole checkpoint, or None; waits for the write in flight."""
+        self.wait()
+        return self.last
 
     def close(self):
         """Waits for the last write, and tries it once more if it failed; raises as `save`."""

@@ -1,5 +1,6 @@
 """main_moco.py as a program: every recipe of the README, exact resumes, a loss that falls."""
 
+import json
 import math
 import os
 import re
@@ -171,7 +172,7 @@ def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(im
     log = run(*shorter)
     assert f"resume: no checkpoint in {str(tmp_path)!r} to go on from, this is a fresh start" in log
     kept = ["checkpoint__0002.pth.tar", "checkpoint__0003.pth.tar"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*kept, "log.jsonl"]
     newest = tmp_path / kept[1]
     undisturbed = torch.load(newest, weights_only=True)["state_dict"]
     assert "4 of 4 epochs are done" in run(*shorter)
@@ -187,6 +188,56 @@ def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(im
     assert "3 of 4 epochs are done" in log and "0009" not in log
     again = torch.load(newest, weights_only=True)["state_dict"]
     assert all(torch.equal(tensor, again[name]) for name, tensor in undisturbed.items())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_overwrites_nothing(imagenet, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
+    step, seen = main_moco.train_step, []
+
+    def breaking(*args):
+        loss, *accuracies = step(*args)
+        seen.append(args[4])
+        return (loss * math.nan if args[4] == 5 else loss), *accuracies
+
+    monkeypatch.setattr(main_moco, "train_step", breaking)
+    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "24", "--moco-k", "64", "-j", "0", "-p", "10"]
+    words += ["--epochs", "3", "--save-every", "1", "--seed", "2", "--output-dir", str(tmp_path)]
+    with pytest.raises(FloatingPointError) as stop:
+        main_moco.main(words)
+    assert seen == [0, 1, 2, 3, 4, 5]  # found before the checkpoint of the step that broke
+    message, *names = str(stop.value).splitlines()
+    last = str(tmp_path / "checkpoint__last.pth.tar")
+    assert (
+        f"rank 0 is not finite in step 1 of epoch 1, at learning rate 0.0225; last good checkpoint: {last}" in message
+    )
+    order = EpochBatches(96, 24, seed=2)
+    order.epoch = 1
+    folder = ImageFolder(imagenet / "train")
+    assert [name.strip() for name in names] == [folder.path(i) for _, i in list(order)[1]]
+    saved = torch.load(last, weights_only=True)
+    assert (saved["epoch"], saved["step"]) == (1, 1)
+
+
+def test_the_log_says_what_ran_and_goes_on_after_a_resume(imagenet, tmp_path, monkeypatch):
+    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
+    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "24", "--moco-k", "64", "-j", "0", "-p", "2"]
+    words += ["--epochs", "2", "--seed", "2", "--output-dir", str(tmp_path)]
+    main_moco.main(words)
+    main_moco.main([*words, "--resume", str(tmp_path / "checkpoint__0000.pth.tar")])
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    epoch = ["step", "step", "epoch"]
+    assert [line["kind"] for line in lines] == ["start", *epoch, *epoch, "resume", *epoch]
+    start, resume = lines[0], lines[7]
+    assert start["seed"] == resume["seed"] == 2 and start["processes"] == 1 and start["device"] == "cpu"
+    assert start["argv"] == sys.argv and start["options"]["batch_size"] == 24 and resume["place"] == [1, 0]
+    assert start["versions"]["torch"] == torch.__version__ and len(start["git"]) >= 40 and start["host"]
+    assert [(line["epoch"], line["step"]) for line in lines if line["kind"] == "step"] == [
+        *((0, 0), (0, 2), (1, 0), (1, 2), (1, 0), (1, 2))
+    ]
+    before, after = lines[4:7], lines[8:11]
+    for a, b in zip(before, after, strict=True):
+        assert a["loss"] == b["loss"] and a["acc5"] == b["acc5"]  # the same second epoch
+    assert math.isclose(after[2]["lr"], 0.015) and lines[0]["time"] < lines[-1]["time"]
 
 
 def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys):
