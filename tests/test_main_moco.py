@@ -15,6 +15,7 @@ import main_lincls
 import main_moco
 from moco.image_folder import ImageFolder
 from moco.loader import EpochBatches, RandomViews
+from moco.run_log import git_commit
 from moco.views.normalize import normalize_images
 from tests import readme
 from tests.conftest import run_ranks, script_in_rank
@@ -230,7 +231,8 @@ def test_the_log_says_what_ran_and_goes_on_after_a_resume(imagenet, tmp_path, mo
     start, resume = lines[0], lines[7]
     assert start["seed"] == resume["seed"] == 2 and start["processes"] == 1 and start["device"] == "cpu"
     assert start["argv"] == sys.argv and start["options"]["batch_size"] == 24 and resume["place"] == [1, 0]
-    assert start["versions"]["torch"] == torch.__version__ and len(start["git"]) >= 40 and start["host"]
+    assert start["versions"]["torch"] == torch.__version__ and start["host"]
+    assert start["git"] == git_commit()  # None where this is no clone
     assert [(line["epoch"], line["step"]) for line in lines if line["kind"] == "step"] == [
         *((0, 0), (0, 2), (1, 0), (1, 2), (1, 0), (1, 2))
     ]

@@ -14,7 +14,7 @@ def test_the_demo_runs_to_its_summary(tmp_path, capfd):
     summary = out.split("Summary")[1]
     assert f"{math.log(demo.K + 1):.3f}" in summary and f"{first:.3f}" in summary and f"{last:.3f}" in summary
     assert f"{top1:.1f} %" in summary and "chance: 8.3 %" in summary and str(tmp_path) in summary
-    files = {"imagenet", "checkpoint__0001.pth.tar", "checkpoint.pth.tar", "model_best.pth.tar"}
+    files = {"imagenet", "checkpoint__0001.pth.tar", "checkpoint.pth.tar", "model_best.pth.tar", "log.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == files
 
 
