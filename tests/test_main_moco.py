@@ -143,6 +143,19 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_
     assert not torch.equal(before["module.queue"], a["state_dict"]["module.queue"])
 
 
+def test_a_run_resumed_by_fewer_processes_with_more_bn_groups_goes_on_as_it_would_have(imagenet, tmp_path, capsys):
+    more = ["-j", "0", "--seed", "5", "--epochs", "2"]
+    all_designs(imagenet, tmp_path / "two", 2, *more)
+    start = str(tmp_path / "two" / "checkpoint__0000.pth.tar")
+    all_designs(imagenet, tmp_path / "one", 1, *more, "--resume", start, "--bn-splits", "2")
+    assert "before the resume" not in capsys.readouterr().out
+    a, b = (torch.load(tmp_path / run / "checkpoint__0001.pth.tar", weights_only=True) for run in ("two", "one"))
+    for name, tensor in a["state_dict"].items():
+        torch.testing.assert_close(
+            b["state_dict"][name], tensor, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_path):
     """From the checkpoint after 2 of the second epoch's 4 steps, which --resume auto prefers to the first epoch's."""
