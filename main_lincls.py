@@ -141,7 +141,7 @@ def train(device, args, run, train_folder, val_folder):
             check_space(args.output_dir, size_of(model.state_dict()), 2 + bool(args.save_every))
         for epoch in range(start_epoch, args.epochs):
             first, save_within = epoch == start_epoch, partial(save, [LAST], epoch)
-            set_lr(optimizer, cosine_lr(args.init_lr, epoch, args.epochs))
+            set_lr(optimizer, lr := cosine_lr(args.init_lr, epoch, args.epochs))
             loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start if first else 0
             book = Bookkeeping(args, epoch, first, loader, device, guard, log, save_within)
             train_epoch(net, optimizer, views, book, args, device)
@@ -149,7 +149,7 @@ def train(device, args, run, train_folder, val_folder):
             if first:
                 check_frozen(frozen, model)
             best, best_acc1 = acc1 > best_acc1, max(acc1, best_acc1)
-            book.epoch_done(lr=cosine_lr(args.init_lr, epoch, args.epochs), val_acc1=acc1)
+            book.epoch_done(lr=lr, val_acc1=acc1)
             save([CHECKPOINT, *["model_best.pth.tar"] * best], epoch + 1)
 
 

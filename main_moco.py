@@ -60,6 +60,20 @@ def build_parser():
     return parser
 
 
+DESIGNS = {  # the paper's names, and the options that turn them on
+    "MultiCrop": "enable_multicrop",
+    "ScaleMix": "enable_scalemix",
+    "AsymAug": "enable_asym_aug",
+    "AsymBN": "enable_asym_bn",
+    "MeanEnc": "enable_mean_encoding",
+}
+
+
+def designs_on(args):
+    """The names of the designs that are on, in the paper's order."""
+    return tuple(name for name, option in DESIGNS.items() if getattr(args, option))
+
+
 def add_designs(parser):
     """Adds the --enable flags."""
     designs = parser.add_argument_group("asymmetric designs")
@@ -178,11 +192,11 @@ def train(device, args, run, folder):
             check_space(args.output_dir, size_of([model.state_dict(), optimizer.state_dict()]), files)
         for epoch in range(start_epoch, args.epochs):
             first, save_within = epoch == start_epoch, partial(save, "last", epoch)
-            set_lr(optimizer, cosine_lr(args.lr, epoch, args.epochs))
+            set_lr(optimizer, lr := cosine_lr(args.lr, epoch, args.epochs))
             loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start if first else 0
             book = Bookkeeping(args, epoch, first, loader, device, guard, log, save_within)
             train_epoch(net, optimizer, scaler, plan, book, args, device)
-            book.epoch_done(lr=cosine_lr(args.lr, epoch, args.epochs))
+            book.epoch_done(lr=lr)
             save(f"{epoch:04d}", epoch + 1, remove=outdated(args, epoch))
 
 
@@ -251,14 +265,7 @@ def bn_batch(checkpoint):
 
 def announce(args, run, plan, device, start, workers, earlier):
     """Prints what is about to run; `earlier` is the `bn_batch` of the resumed checkpoint, or None."""
-    flags = {
-        "MultiCrop": args.enable_multicrop,
-        "ScaleMix": args.enable_scalemix,
-        "AsymAug": args.enable_asym_aug,
-        "AsymBN": args.enable_asym_bn,
-        "MeanEnc": args.enable_mean_encoding,
-    }
-    print(f"designs: {', '.join(name for name, on in flags.items() if on) or 'none, the MoCo v2 baseline'}")
+    print(f"designs: {', '.join(designs_on(args)) or 'none, the MoCo v2 baseline'}")
     if args.enable_asym_bn and run.world * args.bn_splits == 1:
         print("note: AsymBN changes nothing where batch normalisation sees the whole batch anyway")
     print(plan)

@@ -63,11 +63,20 @@ class SplitBatchNorm(_BatchNorm):
         shape = var.shape[2:]  # C x 1 ...
         scale = self.weight.view(shape) * torch.rsqrt(var + self.eps)
         n = parts[0].numel() // self.num_features
-        with torch.no_grad():
-            for first in range(0, len(parts), self.splits):
-                self.running_mean.lerp_(mean[first].flatten().to(self.running_mean), self.momentum)
-                self.running_var.lerp_((var[first].flatten() * (n / (n - 1))).to(self.running_var), self.momentum)
+        for first in range(0, len(parts), self.splits):
+            update_running_statistics(self, mean[first].flatten(), var[first].flatten(), n)
         return ((parts - mean) * scale + self.bias.view(shape)).flatten(0, 1).to(x.dtype)
+
+
+@torch.no_grad()
+def update_running_statistics(bn, mean, var, n):
+    """Moves those of `bn` towards a batch's, as nn.BatchNorm does.
+
+    Args:
+        mean, var: C each, the variance biased. n: values a channel, of which they are taken.
+    """
+    bn.running_mean.lerp_(mean.to(bn.running_mean), bn.momentum)
+    bn.running_var.lerp_((var * (n / (n - 1))).to(bn.running_var), bn.momentum)
 
 
 @contextmanager

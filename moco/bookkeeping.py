@@ -39,14 +39,15 @@ class Bookkeeping:
         steps = len(self.loader)
         if rank() == 0 and self.first and i == min(options.STEPS_TO_JUDGE, steps) - 1:
             options.advise(self.watch, self.args)
-        if i % self.args.print_freq == 0:
-            if rank() == 0:
-                left = (self.args.epochs - self.epoch) * steps - i - 1
-                self.progress.display(i, *self.watch.outlook(left))
-                self.log.write("step", epoch=self.epoch, step=i, **self.figures("val"))
+        prints = i % self.args.print_freq == 0
+        saves = self.args.save_every and (i + 1) % self.args.save_every == 0 and i + 1 < steps
+        if prints and rank() == 0:
+            left = (self.args.epochs - self.epoch) * steps - i - 1
+            self.progress.display(i, *self.watch.outlook(left))
+            self.log.write("step", epoch=self.epoch, step=i, **self.figures("val"))
+        if prints or saves:
             self.guard.check()
-        if self.args.save_every and (i + 1) % self.args.save_every == 0 and i + 1 < steps:
-            self.guard.check()
+        if saves:
             self.save(i + 1)
 
     def epoch_done(self, **more):

@@ -2,6 +2,7 @@
 
 import torch
 
+from moco.device import send
 from moco.views.normalize import normalize_images
 from moco.views.on_tensor import Layout
 
@@ -18,16 +19,13 @@ def finisher(views, augment_on, device):
     """
     layout = Layout(views)
 
-    def send(x):
-        return x.to(device, non_blocking=True)
-
     def from_views(batch):
         images, labels = batch
-        return [normalize_images(send(x)) for x in images], send(labels)
+        return [normalize_images(send(x, device)) for x in images], send(labels, device)
 
     def from_crops(batch):
         crops, rows, labels = batch
-        return layout.finish({size: send(x) for size, x in crops.items()}, rows), send(labels)
+        return layout.finish({size: send(x, device) for size, x in crops.items()}, rows), send(labels, device)
 
     return from_views if augment_on == "cpu" else from_crops
 

@@ -43,6 +43,9 @@ class Saver:
         """
         self.wait()
         self.pending = (on_cpu(checkpoint), paths, remove)
+        self._begin()
+
+    def _begin(self):
         self.thread = threading.Thread(target=self._write)
         self.thread.start()
 
@@ -84,7 +87,7 @@ class Saver:
         """Waits for the last write, and tries it once more if it failed; raises as `save`."""
         self.wait()
         if self.failed:
-            self.save(*self.pending[:1], *self.pending[1], remove=self.pending[2])
+            self._begin()
             self.wait()
 
 

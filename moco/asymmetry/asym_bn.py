@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from moco.batchnorm import SplitBatchNorm, replace_batchnorm
+from moco.batchnorm import SplitBatchNorm, replace_batchnorm, update_running_statistics
 from moco.device import at_least_fp32
 from moco.distributed import all_gather, rank, world_size
 
@@ -86,8 +86,6 @@ class SyncTargetBatchNorm1d(nn.BatchNorm1d):
         means, variances = all_gather(torch.stack((mean, var))[None], self.group).unbind(1)  # ranks x C each
         mean = means.mean(dim=0)
         var = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
-        n = len(means) * len(x)
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-        self.running_var.lerp_((var * (n / (n - 1))).to(self.running_var), self.momentum)
+        update_running_statistics(self, mean, var, len(means) * len(x))
         return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)

@@ -30,6 +30,7 @@ from moco.image_folder import ImageFolder
 from moco.launch import cores
 from moco.loader import CropsTransform, GaussianBlur, training_loader
 from moco.prefetch import finisher
+from moco.tools.gauges import timed
 from moco.views.normalize import MEAN, STD
 from moco.views.randaugment import LAYERS, UNIFORMS, apply_on_pil, draw_operation
 
@@ -205,15 +206,7 @@ def device_part(plan, loader, repeats=7):
     crops = {size: torch.cat([batch[0][size] for batch in joined]) for size in joined[0][0]}
     batch = (crops, *(torch.cat([batch[i] for batch in joined]) for i in (1, 2)))
     finish = finisher(plan.views, "device", device)
-    times = []
-    for _ in range(repeats + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        finish(batch)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+    times = [timed(lambda: finish(batch), 1) for _ in range(repeats + 1)]
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return statistics.median(times[1:]) / len(batch[2]) * 1000, name
 

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 import main_moco
+from main_moco import DESIGNS
 from moco import launch, speed
 from moco.builder import add_projector
 from moco.device import grad_scaler, set_precision, set_tf32_flags, tf32_flags
@@ -36,13 +37,6 @@ from moco.tools.original_step import OriginalMoCo, gather, original_step
 
 ROUNDS, WARM_UP = 5, 3
 IMAGENET, EPOCHS = 1_281_167, 100
-DESIGNS = {
-    "MultiCrop": "enable_multicrop",
-    "ScaleMix": "enable_scalemix",
-    "AsymAug": "enable_asym_aug",
-    "AsymBN": "enable_asym_bn",
-    "MeanEnc": "enable_mean_encoding",
-}
 PAPER = {"MultiCrop": 2.15, "ScaleMix": 1.30, "AsymAug": 1.02, "AsymBN": 1.01, "MeanEnc": 1.36}  # of the time
 
 
@@ -154,7 +148,7 @@ def table_rows(args):
     """The combinations of designs to measure, each a tuple of names; the baseline first, which the costs refer to."""
     if args.all:
         return [(), *((name,) for name in DESIGNS), tuple(DESIGNS)]
-    given = tuple(name for name, flag in DESIGNS.items() if getattr(args, flag))
+    given = main_moco.designs_on(args)
     return [(), given] if given else [()]
 
 
