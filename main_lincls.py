@@ -1,7 +1,9 @@
 #!/usr/bin/env python
 """Linear classification on frozen features: a new `fc` trained on the backbone that main_moco.py pretrained."""
 
+import math
 import os
+import re
 from functools import partial
 
 import torch
@@ -9,23 +11,23 @@ import torch.nn.functional as F
 from torchvision import models
 
 from moco import checkpoint as ckpt
-from moco import launch, options
+from moco import launch, options, resume, watchdog
 from moco.asymmetry.asym_aug import asym_aug_plan
-from moco.bookkeeping import Bookkeeping
+from moco.bookkeeping import Books
+from moco.console import say
 from moco.device import at_least_fp32, autocast, set_precision
-from moco.distributed import all_sum, data_parallel, from_rank_0, rank
-from moco.guard import LossGuard
+from moco.distributed import all_sum, data_parallel, from_rank_0, rank, world_size
 from moco.image_folder import ImageFolder
-from moco.loader import training_loader, validation_loader
+from moco.interruption import exit_on_signals
+from moco.loader import explained, training_loader, validation_loader
 from moco.meters import ProgressMeter, Stopwatch, accuracy, correct
 from moco.optim import LARS, cosine_lr, set_lr
 from moco.prefetch import finisher
-from moco.run_log import RunLog
-from moco.saver import Saver, check_space, size_of
 from moco.views.normalize import normalize_images
 from moco.views.plan import baseline_plan
 
 CHECKPOINT, LAST = "checkpoint.pth.tar", "checkpoint_last.pth.tar"  # of an epoch's end, and within an epoch
+BEST = "model_best.pth.tar"
 
 
 def build_parser():
@@ -39,7 +41,7 @@ def build_parser():
 
 def main(argv=None):
     args, run, folders = options.parse(build_parser(), prepare, argv)
-    launch.run(train, run, args, run, *folders)
+    launch.run(train, run, args, run, *folders, timeout=args.timeout)
 
 
 def prepare(args, run):
@@ -48,7 +50,7 @@ def prepare(args, run):
     args.init_lr = args.lr * args.batch_size / 256
     val = ImageFolder(os.path.join(args.data, "val"))
     if args.evaluate:
-        options.check_resume(args, run, lambda: build(args, len(val.classes)), checkpoints(args), any_options=True)
+        resume.check_resume(args, run, lambda: build(args, len(val.classes)), checkpoints(args), any_options=True)
         check_source(args)
         return None, val
     train = ImageFolder(os.path.join(args.data, "train"))
@@ -57,9 +59,9 @@ def prepare(args, run):
         raise ValueError(f"train and val in {args.data!r} must have the same classes; {odd!r} is only in one of them")
     options.check_folder(train, args)
     args.images = len(train)
-    options.check_resume(args, run, lambda: build(args, len(val.classes)), checkpoints(args))
+    resume.check_resume(args, run, lambda: build(args, len(val.classes)), checkpoints(args))
     check_source(args)
-    options.check_output(args, run)
+    options.check_output(args, run, "|".join(map(re.escape, (CHECKPOINT, LAST, BEST))))
     if args.pretrained not in (None, "none") and run.has_rank_0:
         ckpt.backbone_for(models.get_model(args.arch), ckpt.read(args.pretrained), args.pretrained, args.arch)
     return train, val
@@ -101,10 +103,11 @@ def build(args, classes, device=None):
     return model, optimizer
 
 
+@explained
 def train(device, args, run, train_folder, val_folder):
     """One process of a run."""
     args.seed, args.resume = from_rank_0((args.seed, args.resume))
-    options.check_same_options(args)
+    resume.check_same_options(args)
     torch.backends.cudnn.benchmark = True
     set_precision(args.precision)
     model, optimizer = build(args, len(val_folder.classes), device)
@@ -118,12 +121,16 @@ def train(device, args, run, train_folder, val_folder):
     if rank() == 0:
         options.announce(args, run, device, (start_epoch, start), workers)
     if args.evaluate:
-        validate(model, val_loader, len(val_folder), args, device)
+        watched = partial(watchdog.at, 0, phase=watchdog.STEP)
+        validate(model, val_loader, len(val_folder), args, device, watched)
         return
 
     views = asym_aug_plan(baseline_plan(args.crop_size)).target  # crop and flip
     loader = training_loader(
-        train_folder, views, args.total_batch, args.seed, workers, drop_last=False, augment_on=args.augment_on
+        *(train_folder, views, args.total_batch, args.seed, workers),
+        drop_last=False,
+        augment_on=args.augment_on,
+        substitutes=options.substitutes(args, train_folder),
     )
     frozen = frozen_tensors(model)
 
@@ -131,26 +138,20 @@ def train(device, args, run, train_folder, val_folder):
         """Writes a checkpoint of `epoch` epochs and `step` steps under each of `names`."""
         if rank() == 0:
             more = {"step": step, "best_acc1": best_acc1, "processes": run.world}
-            checkpoint = ckpt.of_run(epoch, model, optimizer, options.result_options(args), **more)
-            saver.save(checkpoint, *(os.path.join(args.output_dir, name) for name in names))
+            checkpoint = ckpt.of_run(epoch, model, optimizer, resume.result_options(args), **more)
+            books.saver.save(checkpoint, *(os.path.join(args.output_dir, name) for name in names))
 
-    with Saver(args.resume) as saver:
-        log, guard = RunLog(args.output_dir if rank() == 0 else None), LossGuard(loader, optimizer, saver.last_path)
-        log.start(args, device, run.world, (start_epoch, start))
-        if rank() == 0:
-            check_space(args.output_dir, size_of(model.state_dict()), 2 + bool(args.save_every))
-        for epoch in range(start_epoch, args.epochs):
-            first, save_within = epoch == start_epoch, partial(save, [LAST], epoch)
-            set_lr(optimizer, lr := cosine_lr(args.init_lr, epoch, args.epochs))
-            loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start if first else 0
-            book = Bookkeeping(args, epoch, first, loader, device, guard, log, save_within)
+    with Books(args, device, (start_epoch, start), loader, optimizer, partial(save, [LAST])) as books:
+        books.check_space(model.state_dict(), 3 - len(checkpoints(args)))
+        for book in books.epochs():
+            set_lr(optimizer, lr := cosine_lr(args.init_lr, book.epoch, args.epochs))
             train_epoch(net, optimizer, views, book, args, device)
-            acc1 = validate(model, val_loader, len(val_folder), args, device)
-            if first:
+            acc1 = validate(model, val_loader, len(val_folder), args, device, book.validation_step_done)
+            if book.epoch == start_epoch:
                 check_frozen(frozen, model)
             best, best_acc1 = acc1 > best_acc1, max(acc1, best_acc1)
             book.epoch_done(lr=lr, val_acc1=acc1)
-            save([CHECKPOINT, *["model_best.pth.tar"] * best], epoch + 1)
+            save([*[BEST] * best, CHECKPOINT], book.epoch + 1)
 
 
 def checkpoints(args):
@@ -163,10 +164,10 @@ def load(args, model, optimizer):
     """Loads --resume, else the backbone of --pretrained; returns ((epochs, steps of the next) done, best Acc@1)."""
     if args.resume:
         checkpoint = ckpt.read_on_all_ranks(args.resume)
-        ckpt.restore(checkpoint, model, optimizer)
+        resume.restore(checkpoint, model, optimizer)
         if args.pretrained and rank() == 0:
             print(f"note: --pretrained {args.pretrained!r} is not used, the backbone is the resumed checkpoint's")
-        return ckpt.place_of(checkpoint), checkpoint.get("best_acc1", 0.0)
+        return resume.place_of(checkpoint), checkpoint.get("best_acc1", 0.0)
     if args.pretrained == "none":
         if rank() == 0:
             print("pretrained: none, this probes a random encoder")
@@ -199,15 +200,17 @@ def loss_of_noise(net, batch, args, device):
 
 
 @torch.no_grad()
-def validate(model, loader, images, args, device):
+def validate(model, loader, images, args, device, step_done):
     """Classifies every validation image once, over all processes; returns Acc@1 in percent, exact on every rank.
 
     Args:
-        loader: of this process's share. images: of all shares.
+        loader: of this process's share. images: of all shares. step_done: called as `step_done(i)` after step `i`,
+            equally often on every rank.
     """
     model.eval()
     watch, sums = Stopwatch(), torch.zeros(3, dtype=torch.float64, device=device)  # of loss, hits at 1, hits at 5
     progress = ProgressMeter(len(loader), [watch.batch_time, watch.data_time], "Test: ")
+    common = math.ceil(images // world_size() / loader.batch_size)  # steps that every rank has
     for i, (view, target) in enumerate(watch.waiting(loader)):
         with autocast(device, args.precision):
             output = model(normalize_images(view.to(device, non_blocking=True)))
@@ -217,10 +220,12 @@ def validate(model, loader, images, args, device):
         watch.step_ended()
         if rank() == 0 and i % args.print_freq == 0:
             progress.display(i)
+        if i < common:
+            step_done(i)
     loss, acc1, acc5 = (all_sum(sums) / images).tolist()
     acc1, acc5 = 100 * acc1, 100 * acc5
     if rank() == 0:
-        print(f" * Acc@1 {acc1:.3f} Acc@5 {acc5:.3f} Loss {loss:.4f}", flush=True)
+        say(f" * Acc@1 {acc1:.3f} Acc@5 {acc5:.3f} Loss {loss:.4f}")
     return acc1
 
 
@@ -238,4 +243,5 @@ def check_frozen(frozen, model):
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     main()

@@ -11,26 +11,24 @@ import torch
 from torchvision import models
 
 from moco import checkpoint as ckpt
-from moco import launch, options
+from moco import launch, options, resume
 from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.asym_bn import check_group
 from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import contrastive_loss, multicrop_plan
 from moco.asymmetry.scalemix import scalemix_plan
 from moco.batchnorm import check_splits, in_words
-from moco.bookkeeping import Bookkeeping
+from moco.bookkeeping import Books
 from moco.builder import MoCo
 from moco.device import autocast, grad_scaler, set_precision
 from moco.distributed import data_parallel, from_rank_0, rank
-from moco.guard import LossGuard
 from moco.image_folder import ImageFolder
-from moco.loader import training_loader
+from moco.interruption import exit_on_signals
+from moco.loader import explained, training_loader
 from moco.meters import accuracy
 from moco.optim import cosine_lr, set_lr, sgd
 from moco.options import number
 from moco.prefetch import finisher
-from moco.run_log import RunLog
-from moco.saver import Saver, check_space, size_of
 from moco.views.plan import baseline_plan
 
 
@@ -97,7 +95,7 @@ def add_designs(parser):
 
 def main(argv=None):
     args, run, folder = options.parse(build_parser(), prepare, argv, least=2)  # batch normalisation needs 2 images
-    launch.run(train, run, args, run, folder)
+    launch.run(train, run, args, run, folder, timeout=args.timeout)
 
 
 def prepare(args, run):
@@ -108,8 +106,8 @@ def prepare(args, run):
     folder = ImageFolder(os.path.join(args.data, "train"))
     options.check_folder(folder, args)
     args.images = len(folder)
-    options.check_resume(args, run, lambda: build(args), checkpoints(args).values())
-    options.check_output(args, run)
+    resume.check_resume(args, run, lambda: build(args), checkpoints(args).values())
+    options.check_output(args, run, names(args))
     return folder
 
 
@@ -155,10 +153,11 @@ def build(args, device=None):
     return model, sgd(model.parameters(), args.lr, args.momentum, args.weight_decay)
 
 
+@explained
 def train(device, args, run, folder):
     """One process of a run."""
     args.seed, args.resume = from_rank_0((args.seed, args.resume))
-    options.check_same_options(args)
+    resume.check_same_options(args)
     torch.backends.cudnn.benchmark = True
     set_precision(args.precision)
     plan = view_plan(args)
@@ -167,13 +166,17 @@ def train(device, args, run, folder):
     start_epoch, start, earlier = 0, 0, None
     if args.resume:
         checkpoint = ckpt.read_on_all_ranks(args.resume)
-        ckpt.restore(checkpoint, model, optimizer, scaler)
-        (start_epoch, start), earlier = ckpt.place_of(checkpoint), bn_batch(checkpoint)
+        resume.restore(checkpoint, model, optimizer, scaler)
+        (start_epoch, start), earlier = resume.place_of(checkpoint), resume.bn_batch(checkpoint)
     if args.start_epoch not in (None, start_epoch):
         start_epoch, start = args.start_epoch, 0
     net = data_parallel(model, device, lambda net: loss_of_noise(net, plan, args, run, device))
     workers = options.workers_a_process(args, run)
-    loader = training_loader(folder, plan.views, args.total_batch, args.seed, workers, augment_on=args.augment_on)
+    loader = training_loader(
+        *(folder, plan.views, args.total_batch, args.seed, workers),
+        augment_on=args.augment_on,
+        substitutes=options.substitutes(args, folder),
+    )
     if rank() == 0:
         announce(args, run, plan, device, (start_epoch, start), workers, earlier)
 
@@ -181,23 +184,18 @@ def train(device, args, run, folder):
         """Writes a checkpoint of `epoch` epochs and `step` steps."""
         if rank() == 0:
             more = {"step": step, "processes": run.world, "scaler": scaler.state_dict()}
-            checkpoint = ckpt.of_run(epoch, model, optimizer, options.result_options(args), **more)
-            saver.save(checkpoint, path_of(args, name), remove=remove)
+            checkpoint = ckpt.of_run(epoch, model, optimizer, resume.result_options(args), **more)
+            books.saver.save(checkpoint, path_of(args, name), remove=remove)
 
-    with Saver(args.resume) as saver:
-        log, guard = RunLog(args.output_dir if rank() == 0 else None), LossGuard(loader, optimizer, saver.last_path)
-        log.start(args, device, run.world, (start_epoch, start))
-        if rank() == 0:
-            files = min(args.keep or args.epochs, args.epochs - start_epoch) + bool(args.save_every)
-            check_space(args.output_dir, size_of([model.state_dict(), optimizer.state_dict()]), files)
-        for epoch in range(start_epoch, args.epochs):
-            first, save_within = epoch == start_epoch, partial(save, "last", epoch)
-            set_lr(optimizer, lr := cosine_lr(args.lr, epoch, args.epochs))
-            loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start if first else 0
-            book = Bookkeeping(args, epoch, first, loader, device, guard, log, save_within)
+    with Books(args, device, (start_epoch, start), loader, optimizer, partial(save, "last")) as books:
+        files = min(args.keep or args.epochs, args.epochs - start_epoch) + 1  # and the one within an epoch
+        files -= len(checkpoints(args)) if args.keep else "last" in checkpoints(args)  # which make room
+        books.check_space([model.state_dict(), optimizer.state_dict()], files)
+        for book in books.epochs():
+            set_lr(optimizer, lr := cosine_lr(args.lr, book.epoch, args.epochs))
             train_epoch(net, optimizer, scaler, plan, book, args, device)
             book.epoch_done(lr=lr)
-            save(f"{epoch:04d}", epoch + 1, remove=outdated(args, epoch))
+            save(f"{book.epoch:04d}", book.epoch + 1, remove=outdated(args, book.epoch))
 
 
 def path_of(args, name):
@@ -205,11 +203,15 @@ def path_of(args, name):
     return os.path.join(args.output_dir, f"checkpoint_{args.tag}_{name}.pth.tar")
 
 
+def names(args):
+    """The pattern of `path_of`'s file names; its group is the name."""
+    return rf"checkpoint_{re.escape(args.tag)}_(\d{{4,}}|last)\.pth\.tar"
+
+
 def checkpoints(args):
     """The checkpoints of this run's --output-dir and --tag: dict of `path_of`'s names to paths."""
-    pattern = re.compile(rf"checkpoint_{re.escape(args.tag)}_(\d{{4,}}|last)\.pth\.tar")
-    names = os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []
-    matches = [match for match in map(pattern.fullmatch, names) if match]
+    files = os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []
+    matches = [match for match in map(re.compile(names(args)).fullmatch, files) if match]
     return {match[1]: os.path.join(args.output_dir, match[0]) for match in matches}
 
 
@@ -224,7 +226,7 @@ def train_epoch(net, optimizer, scaler, plan, book, args, device):
     """An epoch's steps, of which `book` keeps the books."""
     net.train()
     for i, (views, _) in book.steps(finisher(plan.views, args.augment_on, device)):
-        step = book.epoch * len(book.loader) + i
+        step = book.epoch * book.steps_in_all + i
         book.step_done(i, len(views[0]), *train_step(net, optimizer, scaler, plan.split(views), step, args))
 
 
@@ -255,16 +257,8 @@ def loss_of_noise(net, plan, args, run, device):
         return contrastive_loss(*net(*plan.split(views), step=0))
 
 
-def bn_batch(checkpoint):
-    """Images that batch normalisation saw at a time when `checkpoint` was written; None where it does not say."""
-    if not {"processes", "options"} <= checkpoint.keys():
-        return None
-    stored = checkpoint["options"]
-    return stored["total_batch"] // (checkpoint["processes"] * stored.get("bn_splits", 1))
-
-
 def announce(args, run, plan, device, start, workers, earlier):
-    """Prints what is about to run; `earlier` is the `bn_batch` of the resumed checkpoint, or None."""
+    """Prints what is about to run; `earlier` is `resume.bn_batch` of the resumed checkpoint, or None."""
     print(f"designs: {', '.join(designs_on(args)) or 'none, the MoCo v2 baseline'}")
     if args.enable_asym_bn and run.world * args.bn_splits == 1:
         print("note: AsymBN changes nothing where batch normalisation sees the whole batch anyway")
@@ -275,4 +269,5 @@ def announce(args, run, plan, device, start, workers, earlier):
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     main()

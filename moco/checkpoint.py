@@ -5,6 +5,7 @@ DistributedDataParallel saves them), `optimizer`, and what else its writer adds.
 `weights_only=True`.
 """
 
+import contextlib
 import io
 import os
 import zipfile
@@ -15,16 +16,7 @@ import torch.distributed as dist
 from moco.distributed import collective_device, is_initialized, rank
 
 PREFIX = "module."
-LABELS = {  # of the stored options that are not one flag
-    "total_batch": "--batch-size times the nodes",
-    "init_lr": "the initial learning rate, --lr times --batch-size / 256,",
-    "images": "the number of images",
-}
-
-
-def label(name):
-    """A stored option's name as a message says it."""
-    return LABELS.get(name, "--" + name.replace("_", "-"))
+TEMPORARY = ".tmp"  # behind the name of a file that is being written
 
 
 class CheckpointError(ValueError):
@@ -52,22 +44,30 @@ def of_run(epoch, model, optimizer, options, **more):
     }
 
 
+_temporaries = set()  # that are being written
+
+
 def save(checkpoint, path):
     """Writes `checkpoint` to `path` at once: a reader sees the old file or the new one, after a power cut too.
 
     Raises whatever the system or torch's writer raises; then the old file is as it was.
     """
-    temporary = f"{path}.tmp"  # in the same folder, hence on the same file system
+    temporary = f"{path}{TEMPORARY}"  # in the same folder, hence on the same file system
+    _temporaries.add(temporary)
     try:
         with open(temporary, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.remove(temporary)
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch's writer hides the disk's error behind one of its own
         raise
+    finally:
+        _temporaries.discard(temporary)
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name, too, is on the disk
@@ -75,15 +75,25 @@ def save(checkpoint, path):
         os.close(folder)
 
 
-def read(path, mmap=False):
-    """Reads a checkpoint to the CPU; with `mmap` the tensors only when they are used.
+def remove_temporaries():
+    """Removes what `save` is writing at this moment; for a process that ends without waiting for it."""
+    for temporary in list(_temporaries):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def read(path, check=True):
+    """Reads a checkpoint to the CPU; without `check` the tensors only when they are used, and their checksums not.
 
     Raises:
-        CheckpointError: the file is missing, unreadable or holds no state dict.
+        CheckpointError: the file is missing, unreadable, damaged or holds no state dict.
     """
     if not os.path.isfile(path):
         raise CheckpointError(f"no checkpoint {path!r}")
+    if check:
+        check_intact(path)
     try:
+        mmap = not check and zipfile.is_zipfile(path)  # older files can't be mapped
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -96,32 +106,17 @@ def read(path, mmap=False):
     return checkpoint
 
 
-def newest(paths):
-    """The path of the newest intact checkpoint, by the (epoch, step) inside; None where there is none.
-
-    A damaged one is passed over with a warning. Only the newest ones' tensors are read.
-    """
-    places = []
-    for path in paths:
-        try:
-            places.append((*place_of(read(path, mmap=True)), path))
-        except CheckpointError as error:
-            print(f"warning: {error}; it is passed over", flush=True)
-    for *_, path in sorted(places, reverse=True):
-        try:
-            with zipfile.ZipFile(path) as file:
-                damaged = file.testzip()  # compares checksums, which torch does not
-        except (OSError, zipfile.BadZipFile) as error:
-            damaged = error
-        if damaged is None:
-            return path
-        print(f"warning: the checkpoint {path!r} is damaged ({damaged}); it is passed over", flush=True)
-    return None
-
-
-def place_of(checkpoint):
-    """(epochs finished, steps done of the next)."""
-    return checkpoint.get("epoch", 0), checkpoint.get("step", 0)
+def check_intact(path):
+    """Compares the checksums in a file, which torch does not; files of torch before 1.6 have none."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except Exception as error:  # of many kinds, where the archive's directory is damaged
+        damaged = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if damaged is not None:
+        raise CheckpointError(f"the checkpoint {path!r} is damaged ({damaged})")
 
 
 def read_on_all_ranks(path):
@@ -139,78 +134,6 @@ def read_on_all_ranks(path):
         data = torch.empty(int(size), dtype=torch.uint8, device=device)
     dist.broadcast(data, src=0)
     return torch.load(io.BytesIO(data.cpu().numpy()), map_location="cpu", weights_only=True)
-
-
-def check_resumable(checkpoint, path, model, optimizer, options, force=False):
-    """Compares a checkpoint with the run that wants to continue it.
-
-    Args:
-        checkpoint: as read. path: for the messages.
-        model, optimizer: such as the run will load into; nothing is loaded here.
-        options: dict of every option that changes results, by name; compared with the file's where it has them.
-        force: pass over differing options.
-
-    Raises:
-        CheckpointError: keys are missing, or architecture, names, shapes or options differ.
-    """
-    for key, kind in (("epoch", int), ("arch", str), ("state_dict", dict), ("optimizer", dict)):
-        if not isinstance(checkpoint.get(key), kind):
-            raise CheckpointError(
-                f"the checkpoint {path!r} has no {key!r}; --resume needs a file that this script wrote"
-            )
-    if checkpoint["arch"] != options["arch"]:
-        raise CheckpointError(f"the checkpoint {path!r} is of --arch {checkpoint['arch']}, not {options['arch']}")
-    saved, wanted = checkpoint["state_dict"], state_dict_of(model)
-    for name in sorted(saved.keys() ^ wanted.keys()):
-        what = "lacks" if name in wanted else "has, beyond this model,"
-        raise CheckpointError(f"the checkpoint {path!r} {what} the tensor {name}; is it of this script?")
-    for name, tensor in wanted.items():
-        if saved[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"the checkpoint {path!r} has {name} of shape {tuple(saved[name].shape)}, this run of "
-                f"{tuple(tensor.shape)}; give the flags that it was trained with"
-            )
-    _check_optimizer(checkpoint["optimizer"], path, optimizer)
-    if force:
-        return
-    for name, value in checkpoint.get("options", {}).items():
-        if name in options and options[name] != value:
-            raise CheckpointError(
-                f"{label(name)} is {options[name]}, but the checkpoint {path!r} was trained with {value}; "
-                "give that value, or --force to go on with another"
-            )
-
-
-def _check_optimizer(saved, path, optimizer):
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    try:
-        indices = [i for group in saved["param_groups"] for i in group["params"]]
-        buffers = [saved["state"].get(i, {}).get("momentum_buffer") for i in indices]
-        fits = len(indices) == len(parameters) and all(
-            b is None or b.shape == p.shape for b, p in zip(buffers, parameters, strict=True)
-        )
-    except (KeyError, TypeError, AttributeError):
-        fits = False
-    if not fits:
-        raise CheckpointError(f"the optimizer state of the checkpoint {path!r} does not fit this model's parameters")
-
-
-def restore(checkpoint, model, optimizer, scaler=None):
-    """Loads the weights, the optimizer's state and the loss scaler's.
-
-    The optimizer's hyper-parameters stay those of the command line. Its momentum takes the memory format of its
-    parameter, as a fused update needs it; a published one is NCHW.
-    """
-    model.load_state_dict({n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items()})
-    ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    for group, hyper_parameters in zip(optimizer.param_groups, ours, strict=True):
-        group.update(hyper_parameters)
-    for parameter, state in optimizer.state.items():
-        if state.get("momentum_buffer") is not None:
-            state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
-    if scaler is not None and checkpoint.get("scaler"):
-        scaler.load_state_dict(checkpoint["scaler"])
 
 
 def backbone_of(checkpoint, path):

@@ -23,23 +23,38 @@ class LossGuard:
             self.first = torch.full_like(loss, -1, dtype=torch.long)
         self.first = torch.where((self.first < 0) & ~loss.detach().isfinite(), step, self.first)
 
-    def check(self):
+    def check(self, weights=False):
         """Call on every rank, now and then and before a checkpoint is written; waits for the device.
+
+        Args:
+            weights: look at the parameters too, which an update may have broken before a loss shows it.
 
         Raises:
             FloatingPointError: on every rank, where a loss of any was not finite; says which and what went into it.
+                Or where a parameter is not.
         """
-        if self.first is None:
+        parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
+        first = torch.tensor(-1, device=parameters[0].device) if self.first is None else self.first
+        broken = torch.zeros_like(first, dtype=torch.bool)
+        for p in parameters if weights else ():
+            broken |= ~p.isfinite().all()
+        notes = all_gather(torch.stack([first, broken.long()])[None]).tolist()
+        bad = [(step, rank) for rank, (step, _) in enumerate(notes) if step >= 0]
+        if not bad and not any(broken for _, broken in notes):
             return
-        bad = [(step, rank) for rank, step in enumerate(all_gather(self.first[None]).tolist()) if step >= 0]
-        if not bad:
-            return
-        step, rank = min(bad)
         batches, folder = self.loader.batch_sampler, self.loader.dataset.folder
-        images = "\n  ".join(folder.path(index) for _, index in batches.addresses(step, rank))
-        checkpoint = from_rank_0(self.last_checkpoint())  # which is who writes them
+        checkpoint = from_rank_0(self.last_checkpoint()) or "none yet"  # which is who writes them
         lr = self.optimizer.param_groups[0]["lr"]
+        if not bad:
+            raise FloatingPointError(
+                f"a weight is not finite any more in epoch {batches.epoch}, at learning rate {lr:g}, though the loss "
+                f"before its last update was; last good checkpoint: {checkpoint}"
+            )
+        step, rank = min(bad)
+        substituted = getattr(self.loader.dataset, "substitutes", None)
+        whose = "its images, or what took the place of bad ones:" if substituted else "its images:"
+        images = "\n  ".join(folder.path(index) for _, index in batches.addresses(step, rank))
         raise FloatingPointError(
             f"the loss of rank {rank} is not finite in step {step} of epoch {batches.epoch}, at learning rate {lr:g}; "
-            f"last good checkpoint: {checkpoint or 'none yet'}; its images:\n  {images}"
+            f"last good checkpoint: {checkpoint}; {whose}\n  {images}"
         )

@@ -1,6 +1,9 @@
 """Folders of images: the list of their files in a few arrays, and decoding."""
 
+import errno
+import io
 import os
+import stat
 import time
 
 import numpy as np
@@ -17,6 +20,18 @@ except ImportError:  # deprecated since torchvision 0.29
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 JPEG = b"\xff\xd8\xff"
+# By content, whatever the extension; Pillow's other readers are no photographs', and one starts a program.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+LARGEST = 2**30  # bytes of a file
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # which Pillow refuses to decode, and this project to make
+
+
+# Troubles of the system, not of the file: a disk or a server that fails, too many open files, no memory.
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+class BadImageError(OSError):
+    """An image that can't be decoded; the message names the file."""
 
 
 class ImageFolder:
@@ -56,30 +71,53 @@ class ImageFolder:
         """Decodes image `index` to a PIL image, RGB whatever its mode.
 
         Raises:
-            OSError: it can't be decoded; the message names the file.
+            BadImageError: it can't be decoded, or is larger than an image can be meant to be.
+            OSError: it can't be read, which may pass. The message of both names the file.
         """
         path = self.path(index)
         try:
-            with open(path, "rb") as file:
-                return to_rgb(Image.open(file))
+            with open_image(path) as file:
+                return to_rgb(Image.open(file, formats=FORMATS))
         except Exception as error:
-            raise OSError(f"can't decode the image {path!r}: {error}") from error
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
+                raise OSError(f"can't read the image {path!r}: {str(error) or 'out of memory'}") from error
+            raise BadImageError(f"can't decode the image {path!r}: {error}") from error
 
     def load_tensor(self, index):
         """Decodes image `index` to H x W x 3, uint8, the pixels of `load`: JPEGs by torchvision, others by Pillow.
 
         Raises:
-            OSError: it can't be decoded; the message names the file.
+            BadImageError, OSError: as `load`.
         """
         try:
-            with open(self.path(index), "rb") as file:
+            with open_image(self.path(index)) as file:
                 data = file.read()
             if data.startswith(JPEG) and decode_jpeg is not None:
+                Image.open(io.BytesIO(data), formats=("JPEG",))  # looks at the header, which may promise terabytes
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 return decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).contiguous()
-        except (OSError, RuntimeError):
-            pass  # CMYK and what else torchvision refuses; Pillow decides
+        except Exception:
+            pass  # CMYK and what else torchvision refuses; Pillow decides, and names what is wrong
         return TF.pil_to_tensor(self.load(index)).permute(1, 2, 0).contiguous()
+
+
+def open_image(path):
+    """Opens a file to read bytes.
+
+    Raises:
+        OSError: it can't be opened, is no regular file (a pipe would block, a device never end), or is too large.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        if status.st_size > LARGEST:
+            raise OSError(f"it has {status.st_size} bytes, more than {LARGEST}")
+    except OSError:
+        os.close(descriptor)
+        raise
+    return open(descriptor, "rb")
 
 
 def to_rgb(image):

@@ -3,17 +3,33 @@
 Everything that can be refused is refused in `plan_launch`, before a process is started.
 """
 
+import contextlib
+import math
+import multiprocessing.connection
+import multiprocessing.util
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from dataclasses import dataclass
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from moco.console import say
+from moco.interruption import EXIT_CODE, SIGNALS, Stopped
+from moco.meeting import MeetingError, meet
+from moco.watchdog import WRITE, Watchdog
+
+MEETING = 600  # seconds
+# Seconds for the other processes of a node to end by themselves when one did: rank 0 may be writing a checkpoint.
+PATIENCE = WRITE + 30.0
 
 
 class LaunchError(ValueError):
@@ -80,10 +96,8 @@ def plan_launch(args, env=os.environ):
     local = (args.nproc or gpus or 1) if spawn else 1
     if gpus and local > gpus:
         raise LaunchError(f"--nproc {local}: the GPUs visible here number {gpus}; give {gpus} at most")
-    _check_url(args.dist_url, env)
-    return Launch(
-        "spawn", args.world_size, args.rank, local, backend, args.dist_url, args.gpu, has_rank_0=args.rank == 0
-    )
+    url = _check_url(args, env)
+    return Launch("spawn", args.world_size, args.rank, local, backend, url, args.gpu, has_rank_0=args.rank == 0)
 
 
 def _plan_torchrun(args, env, backend, gpus):
@@ -109,11 +123,16 @@ def _plan_torchrun(args, env, backend, gpus):
     return Launch("torchrun", nodes, rank // local, local, backend, "env://", has_rank_0=rank == 0)
 
 
-def _check_url(url, env):
-    if url == "env://" and not env.keys() >= {"MASTER_ADDR", "MASTER_PORT"}:
-        raise LaunchError("--dist-url env:// needs MASTER_ADDR and MASTER_PORT in the environment")
-    if url is None or url == "env://" or url.startswith("file:///"):
-        return
+def _check_url(args, env):
+    """--dist-url, with what env:// stands for put in its place."""
+    url = args.dist_url
+    if url == "env://":
+        if not env.keys() >= {"MASTER_ADDR", "MASTER_PORT"}:
+            raise LaunchError("--dist-url env:// needs MASTER_ADDR and MASTER_PORT in the environment")
+        host = env["MASTER_ADDR"]
+        url = f"tcp://{f'[{host}]' if ':' in host else host}:{env['MASTER_PORT']}"
+    if url is None or url.startswith("file:///"):
+        return url
     try:
         parts = urlsplit(url)
         valid = parts.scheme == "tcp" and parts.hostname and parts.port
@@ -121,6 +140,7 @@ def _check_url(url, env):
         valid = False
     if not valid:
         raise LaunchError(f"--dist-url {url!r} is no tcp://HOST:PORT, file:///PATH or env://")
+    return url
 
 
 def cores():
@@ -133,24 +153,71 @@ def memory():
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def run(worker, launch, *args):
+def run(worker, launch, *args, timeout=None):
     """Calls `worker(device, *args)` in every process of this node and waits for all of them.
 
-    If one dies the others are ended. Then this process ends too, with exit code 1; the traceback has been printed.
+    If one dies the others are ended, and this process ends with exit code 1. Signals to stop are passed on.
+
+    Args:
+        timeout: seconds in which every process must arrive and then call `watchdog.at` again and again; None for a
+            worker that does not.
     """
     if launch.mode == "alone":
         worker(_device(launch.gpu or 0), *args)
     elif launch.mode == "torchrun":
-        _join_group(int(os.environ["LOCAL_RANK"]), worker, launch, launch.url, args)
+        _join_group(int(os.environ["LOCAL_RANK"]), worker, launch, timeout, None, None, None, args)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            url = launch.url or f"file://{folder}/rendezvous"
-            try:
-                mp.spawn(_join_group, (worker, launch, url, args), nprocs=launch.local)
-            except mp.ProcessExitedException as error:
-                sys.exit(f"{error}; the other processes of this node were ended")
-            except mp.ProcessRaisedException:
-                sys.exit(1)
+        # Within the folder that the data workers inherit for their sockets, so that nothing outlives a killed one.
+        with tempfile.TemporaryDirectory(dir=multiprocessing.util.get_temp_dir()) as folder, _noted() as signals:
+            lost = mp.get_context("spawn").RawValue("b", 0)  # no lock, which a dead process might hold
+            arguments = (worker, launch, timeout, folder, lost, os.getpid(), args)
+            processes = mp.start_processes(_join_group, arguments, nprocs=launch.local, join=False).processes
+            if code := _supervise(processes, signals, lost, launch.node * launch.local):
+                sys.exit(code)
+
+
+@contextlib.contextmanager
+def _noted():
+    """Only notes the signals to stop: a list of their numbers, which grows."""
+    received = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _supervise(processes, received, lost, first_rank):
+    """Waits for the processes that this one has started and passes signals on; returns the exit code."""
+    passed_on, first, deadline = 0, None, math.inf
+    while running := [process for process in processes if process.exitcode is None]:
+        multiprocessing.connection.wait([process.sentinel for process in running], timeout=0.2)
+        for number in received[passed_on:]:
+            for process in running:
+                os.kill(process.pid, number)  # of a child that no one has waited for, so it can't be another's
+            passed_on += 1
+        if first is None and (first := _first_to_fail(processes)) is not None:
+            deadline = time.monotonic() + PATIENCE
+            lost.value = processes[first].exitcode != EXIT_CODE
+        if time.monotonic() > deadline:
+            for process in running:
+                process.kill()
+    if first is None:
+        return 0
+    code = processes[first].exitcode
+    if code == EXIT_CODE or -code in SIGNALS:  # the latter before there was anything to save
+        return EXIT_CODE
+    if code < 0:
+        name = signal.Signals(-code).name
+        say(f"rank {first_rank + first} was ended by {name}; the other processes of this node were ended", True)
+    return 1
+
+
+def _first_to_fail(processes):
+    """The index of one that failed, by a signal if there is such a one, since the others' errors follow from that."""
+    failed = [(process.exitcode > 0, i) for i, process in enumerate(processes) if process.exitcode]
+    return min(failed)[1] if failed else None
 
 
 def _device(index):
@@ -160,25 +227,37 @@ def _device(index):
     return torch.device("cuda", index)
 
 
-def _join_group(local_rank, worker, launch, url, args):
+def _join_group(local_rank, worker, launch, timeout, folder, lost, launcher, args):
     if launch.mode == "spawn":
         # The launcher's death is signalled by SIGINT, which a shell's background job would have us ignore.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     device = _device(local_rank if launch.gpu is None else launch.gpu)
-    rank = launch.node * launch.local + local_rank
-    where = {}  # torchrun's environment says
-    if launch.mode == "spawn":
-        where = {"rank": rank, "world_size": launch.world}
-        if device.type == "cpu":
-            # Processes on one machine share its cores; torchrun sees to this by OMP_NUM_THREADS.
-            torch.set_num_threads(max(1, cores() // launch.local))
+    rank, world = launch.node * launch.local + local_rank, launch.world
+    if launch.mode == "spawn" and device.type == "cpu":
+        # Processes on one machine share its cores; torchrun sees to this by OMP_NUM_THREADS.
+        torch.set_num_threads(max(1, cores() // launch.local))
+    url = launch.url or f"file://{folder}/rendezvous"
     pin = {"device_id": device} if launch.backend == "nccl" else {}
     try:
-        dist.init_process_group(launch.backend, init_method=url, **where, **pin)
-        worker(device, *args)
+        store = meet(url, rank, world, timeout or MEETING)
+        later = timedelta(seconds=(timeout or MEETING) + 60)  # torch's own time-out, which names nobody
+        group = dist.PrefixStore("group", store)
+        dist.init_process_group(launch.backend, store=group, rank=rank, world_size=world, timeout=later, **pin)
+        with Watchdog(dist.PrefixStore("watchdog", store), rank, world, timeout or math.inf, lost):
+            worker(device, *args)
+    except MeetingError as error:
+        say(f"rank {rank}: {error}", True)
+        sys.exit(1)
     except Exception:
+        if launch.mode != "spawn":
+            raise
         # Said before this process leaves the group, which makes its peers fail with a lost connection.
-        if launch.mode == "spawn":
-            print(f"rank {rank}: {traceback.format_exc()}", file=sys.stderr, flush=True)
+        say(f"rank {rank}: {traceback.format_exc()}", True)
+        sys.exit(1)
+    except Stopped:  # all ranks leave together
+        dist.destroy_process_group()
         raise
+    finally:
+        if launch.mode == "spawn" and os.getppid() != launcher:  # which can't tidy up any more
+            shutil.rmtree(os.path.dirname(folder), ignore_errors=True)
     dist.destroy_process_group()

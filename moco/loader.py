@@ -4,8 +4,12 @@ The order of the samples and every view are functions of (seed, epoch, index), n
 before: a result does not depend on the number of workers, and a resumed run repeats the uninterrupted one.
 """
 
+import functools
 import math
+import os
 import random
+import re
+import shutil
 import sys
 from itertools import accumulate
 
@@ -16,10 +20,16 @@ from PIL import ImageFilter
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from moco.distributed import rank, world_size
+from moco.image_folder import MOST_PIXELS
+from moco.interruption import held, obey_only
 from moco.randomness import ORDER, VIEWS, generator
 from moco.views.draw import draw_view, uniforms_needed
 from moco.views.on_pil import render
 from moco.views.on_tensor import Layout
+
+SHARED = "/dev/shm"  # where the workers' batches lie
+# As torch says it: of a worker that a signal has ended, or of the file that it could not make.
+NO_SHARED_MEMORY = re.compile(r"DataLoader worker.*Bus error|</torch_\d+.*>.*(No space left|Cannot allocate)")
 
 
 class Drawn(Dataset):
@@ -29,23 +39,30 @@ class Drawn(Dataset):
 
     Args:
         folder: an ImageFolder. views: tuple of View. seed: of the draws.
+        substitutes: Substitutes for the images that can't be decoded, or None, to let the error through.
     """
 
-    def __init__(self, folder, views, seed):
-        self.folder, self.views, self.seed = folder, views, seed
+    def __init__(self, folder, views, seed, substitutes=None):
+        self.folder, self.views, self.seed, self.substitutes = folder, views, seed, substitutes
         self.ends = list(accumulate(uniforms_needed(view) for view in views))
 
     def __len__(self):
         return len(self.folder)
 
     def draws(self, epoch, index, width, height):
-        """The Draws of an image, one a view, for its size in pixels."""
+        """The Draws of an image, one a view, for its size in pixels. A substitute has those of the image's address."""
         u = generator(VIEWS, self.seed, epoch, index).random(self.ends[-1]).tolist()
         starts = [0, *self.ends]
         return [
             draw_view(view, width, height, u[start:end])
             for view, start, end in zip(self.views, starts, self.ends, strict=False)
         ]
+
+    def decode(self, load, epoch, index):
+        """(what `load(index)` returns, `index`), or those of the substitute; `load` is one of the folder's."""
+        if self.substitutes is None:
+            return load(index), index
+        return self.substitutes.decode(load, epoch, index)
 
 
 class RandomViews(Drawn):
@@ -56,10 +73,10 @@ class RandomViews(Drawn):
 
     def __getitem__(self, address):
         epoch, index = address
-        image = self.folder.load(index)
+        image, shown = self.decode(self.folder.load, epoch, index)
         draws = self.draws(epoch, index, *image.size)
         views = [render(draw, view.size, image) for draw, view in zip(draws, self.views, strict=True)]
-        return views, int(self.folder.labels[index])
+        return views, int(self.folder.labels[shown])
 
 
 class RandomCrops(Drawn):
@@ -69,21 +86,21 @@ class RandomCrops(Drawn):
     the crops of that size an image, rows N x (all R) x COLUMNS, float32, and labels N, long.
     """
 
-    def __init__(self, folder, views, seed):
-        super().__init__(folder, views, seed)
+    def __init__(self, folder, views, seed, substitutes=None):
+        super().__init__(folder, views, seed, substitutes)
         self.layout = Layout(views)
 
     def __getitems__(self, addresses):
         n = len(addresses)
         crops = {size: shared_empty(n, len(rows), size, size, 3) for size, rows in self.layout.rows.items()}
-        rows = []
+        rows, shown = [], []
         for i, (epoch, index) in enumerate(addresses):
-            image = self.folder.load_tensor(index)
+            image, substitute = self.decode(self.folder.load_tensor, epoch, index)
+            shown.append(substitute)
             draws = self.draws(epoch, index, image.shape[1], image.shape[0])
             self.layout.crop(image, draws, {size: x[i] for size, x in crops.items()})
             rows.append(self.layout.rows_of(draws))
-        labels = self.folder.labels[[index for _, index in addresses]]
-        return crops, torch.tensor(rows), torch.from_numpy(labels).long()
+        return crops, torch.tensor(rows), torch.from_numpy(self.folder.labels[shown]).long()
 
 
 def shared_empty(*shape):
@@ -101,6 +118,9 @@ class CentralViews(Dataset):
 
     Args:
         folder: an ImageFolder. size: of the view in pixels; the resize is in proportion.
+
+    Raises:
+        OSError: for an item that can't be decoded, or is so long that its resized form would fill the memory.
     """
 
     def __init__(self, folder, size=224):
@@ -110,7 +130,14 @@ class CentralViews(Dataset):
         return len(self.folder)
 
     def __getitem__(self, index):
-        image = TF.resize(self.folder.load(index), round(self.size * 256 / 224))
+        image, side = self.folder.load(index), round(self.size * 256 / 224)
+        if max(image.size) * side**2 > MOST_PIXELS * min(image.size):
+            width, height = image.size
+            path = self.folder.path(index)
+            raise OSError(
+                f"the image {path!r} of {width} x {height} pixels is too long to be resized to {side} a side"
+            )
+        image = TF.resize(image, side)
         return TF.pil_to_tensor(TF.center_crop(image, [self.size, self.size])), int(self.folder.labels[index])
 
 
@@ -152,7 +179,7 @@ class EpochBatches:
         return [(self.epoch, int(i)) for i in batch[of_rank * share : (of_rank + 1) * share]]
 
 
-def training_loader(folder, views, batch, seed, workers, drop_last=True, augment_on="cpu"):
+def training_loader(folder, views, batch, seed, workers, drop_last=True, augment_on="cpu", substitutes=None):
     """DataLoader of an epoch's batches; set `epoch` and `start` of its `batch_sampler` before iterating.
 
     A batch goes through `finish` on its way to the network.
@@ -160,11 +187,13 @@ def training_loader(folder, views, batch, seed, workers, drop_last=True, augment
     Args:
         folder: an ImageFolder. views: tuple of View. batch: images of all processes a step. workers: of this process.
         augment_on: "cpu", everything by Pillow in the workers, or "device", where the workers only crop.
+        substitutes: as for `Drawn`.
     """
     batches = EpochBatches(len(folder), batch, seed, drop_last)
     if augment_on == "cpu":
-        return _loader(RandomViews(folder, views, seed), workers, batch_sampler=batches)
-    return _loader(RandomCrops(folder, views, seed), workers, batch_sampler=batches, collate_fn=as_it_is)
+        return _loader(RandomViews(folder, views, seed, substitutes), workers, batch_sampler=batches)
+    crops = RandomCrops(folder, views, seed, substitutes)
+    return _loader(crops, workers, batch_sampler=batches, collate_fn=as_it_is)
 
 
 def as_it_is(batch):
@@ -181,16 +210,61 @@ def validation_loader(folder, size, batch, workers):
     return _loader(CentralViews(folder, size), workers, sampler=range(first, last), batch_size=batch)
 
 
+class _Loader(DataLoader):
+    def __iter__(self):
+        with held():  # where it forks its workers
+            return super().__iter__()
+
+
 def _loader(dataset, workers, **batches):
-    return DataLoader(
+    return _Loader(
         dataset,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=functools.partial(start_worker, os.getpid()),
         # Forked workers share the file list's pages; Python 3.14's default would send each a copy.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         **batches,
     )
+
+
+def start_worker(parent, _number):
+    """The first thing that a data worker does: see to it that it ends with its parent, and not before."""
+    obey_only(parent)
+    if os.getppid() != parent:  # it died meanwhile; later on torch looks
+        os._exit(1)
+
+
+def explained(function):
+    """A decorator for what trains: where a data worker's death ends it, the error says what to do about that."""
+
+    @functools.wraps(function)
+    def call(*args):
+        try:
+            return function(*args)
+        except Exception as error:
+            if cause := cause_of_death(error):
+                raise RuntimeError(cause) from error
+            raise
+
+    return call
+
+
+def cause_of_death(error):
+    """What to do about a data worker that died, where that is what `error` or one behind it says; else None."""
+    while error is not None:
+        text = str(error)
+        if NO_SHARED_MEMORY.search(text):
+            size = f" ({shutil.disk_usage(SHARED).total / 1e9:.1f} GB here)" if os.path.isdir(SHARED) else ""
+            return (
+                f"a data worker ran out of shared memory: enlarge {SHARED}{size}, in a container by --shm-size or "
+                "--ipc=host, or give fewer --workers"
+            )
+        if "DataLoader worker" in text and "is killed by signal: Killed" in text:
+            return "a data worker was killed, by the system if memory is short; give fewer --workers"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class GaussianBlur:

@@ -5,6 +5,8 @@ from datetime import timedelta
 
 import torch
 
+from moco.console import say
+
 
 class AverageMeter:
     """The last value of a quantity and its average over the updates.
@@ -42,7 +44,7 @@ class ProgressMeter:
 
     def display(self, batch, *extra):
         """Prints the line of a 0-based batch."""
-        print("\t".join([self.prefix + self.place.format(batch), *map(str, self.meters), *extra]), flush=True)
+        say("\t".join([self.prefix + self.place.format(batch), *map(str, self.meters), *extra]))
 
 
 class Stopwatch:

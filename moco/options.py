@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import secrets
 import sys
 
@@ -11,20 +12,12 @@ from torchvision import models
 
 from moco import checkpoint as ckpt
 from moco import speed
-from moco.distributed import from_all
+from moco.bad_images import Substitutes
+from moco.console import say
 from moco.launch import cores, plan_launch
 
 # The networks of torchvision whose classifier is a Linear `fc` and that return one tensor in training.
 ARCH_MODULES = (models.resnet, models.regnet, models.shufflenetv2)
-
-# Flags that may differ between a run and its continuation: where things are and how they are computed, not what.
-# The batch size is compared as the sum over the nodes.
-FREE = {
-    *("data", "workers", "print_freq", "resume", "force", "output_dir", "tag", "start_epoch", "batch_size"),
-    *("multiprocessing_distributed", "nproc", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
-    *("pretrained", "evaluate", "fast", "save_every", "keep"),
-}
-DEPENDENT = {"asym_bn_group": "enable_asym_bn", "mini_crop_size": "enable_multicrop"}  # without effect unless it is on
 
 WAIT_WORTH_A_WORD = 0.2  # share of the time
 STEPS_TO_JUDGE = 100
@@ -123,6 +116,13 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay):
         "--save-every", metavar="STEPS", type=some, help="steps between checkpoints within an epoch (default: none)"
     )
     parser.add_argument(
+        "--timeout",
+        metavar="S",
+        default=600.0,
+        type=number(float, 0, exclusive=True),
+        help="seconds that a step, or the start, may take before the run ends and names the processes that hold it up",
+    )
+    parser.add_argument(
         "--force",
         action="store_true",
         help="resume although flags that change the result differ from the checkpoint's",
@@ -134,6 +134,12 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay):
         help="of everything random (default: the resumed checkpoint's, else chosen and printed)",
     )
     parser.add_argument("--output-dir", metavar="DIR", default=".", help="folder for the checkpoints")
+    parser.add_argument(
+        "--on-bad-image",
+        choices=["stop", "skip"],
+        default="stop",
+        help="a training image that can't be decoded ends the run, or another takes its place",
+    )
     parser.add_argument("--crop-size", metavar="PX", default=224, type=some, help="side of the full-size views")
 
     speed.add_flags(parser)
@@ -198,60 +204,16 @@ def check_folder(folder, args):
         )
 
 
-def check_resume(args, launch, build, candidates, any_options=False):
-    """Refuses a checkpoint that --resume can't continue, and takes the seed from it where none is given.
-
-    Only global rank 0 reads the file. For "auto", `args.resume` becomes the newest intact of the candidates, or None.
-
-    Args:
-        build: called without arguments; returns (model, optimizer) as the run will have them.
-        candidates: paths for "auto".
-        any_options: the flags need not be the checkpoint's.
-    """
-    if not args.resume or not launch.has_rank_0:
-        return
-    if args.resume == "auto":
-        args.resume = ckpt.newest(candidates)
-        if args.resume is None:
-            print(f"resume: no checkpoint in {args.output_dir!r} to go on from, this is a fresh start", flush=True)
-            return
-    checkpoint = ckpt.read(args.resume)
-    if args.seed is None:
-        args.seed = checkpoint.get("options", {}).get("seed", secrets.randbits(31))
-    force = args.force or any_options
-    compared = result_options(args)
-    checkpoint.get("options", {}).setdefault("bn_splits", 1)  # which files from before that flag lack
-    if checkpoint.get("processes") != launch.world:
-        compared.pop("bn_splits", None)  # another number of processes may want it; the start says what it comes to
-    ckpt.check_resumable(checkpoint, args.resume, *build(), compared, force)
-    if not force and args.start_epoch not in (None, checkpoint["epoch"]):
-        raise ValueError(
-            f"--start-epoch is {args.start_epoch}, but the checkpoint {args.resume!r} has finished "
-            f"{checkpoint['epoch']} epochs; leave the flag out, or give --force"
-        )
-
-
-def result_options(args):
-    """Every option that changes a run's result, by name; a checkpoint keeps them for the comparison at its resume."""
-    idle = {name for name, design in DEPENDENT.items() if not getattr(args, design, False)}
-    return {name: value for name, value in vars(args).items() if name not in FREE | idle}
-
-
-def check_same_options(args):
-    """Compares what changes the result over all ranks, which several nodes' command lines may set apart.
-
-    Raises:
-        RuntimeError: on every rank, where a flag differs; names it and both values.
-    """
-    for r, theirs in enumerate(everywhere := from_all(result_options(args))):
-        for name, value in everywhere[0].items():
-            if theirs.get(name) != value:
-                raise RuntimeError(f"{ckpt.label(name)} is {value} on rank 0, but {theirs.get(name)} on rank {r}")
-
-
 def workers_a_process(args, launch):
     """Data loading workers of one process: its share of --workers, which counts for the node and ends at its cores."""
     return math.ceil(min(args.workers, cores()) / launch.local)
+
+
+def substitutes(args, folder):
+    """The Substitutes that --on-bad-image asks for, or None."""
+    if args.on_bad_image == "stop":
+        return None
+    return Substitutes(folder, args.seed, os.path.join(args.output_dir, "bad_images.txt"))
 
 
 def announce(args, launch, device, start, workers):
@@ -274,11 +236,14 @@ def advise(watch, args):
     share = watch.share_waited()
     if share > WAIT_WORTH_A_WORD:
         ways = ["--augment-on device"] * (args.augment_on == "cpu") + ["more --workers"] * (args.workers < cores())
-        print(f"note: {share:.0%} of the time goes into waiting for data; try {' or '.join(ways) or 'more CPU cores'}")
+        say(f"note: {share:.0%} of the time goes into waiting for data; try {' or '.join(ways) or 'more CPU cores'}")
 
 
-def check_output(args, launch):
-    """Makes the folder for the checkpoints, where this process or one that it starts will write them."""
+def check_output(args, launch, names):
+    """Makes the folder for the checkpoints, where this process or one that it starts will write them.
+
+    What an earlier run of it left half-written is removed: `names` is the pattern of the checkpoints' names.
+    """
     folder = args.output_dir
     if not launch.has_rank_0:
         return
@@ -288,3 +253,6 @@ def check_output(args, launch):
         raise ValueError(f"--output-dir {folder!r} can't be made: {error.strerror}; give another") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"--output-dir {folder!r} is not writable; give another")
+    for file in os.listdir(folder):
+        if file.endswith(ckpt.TEMPORARY) and re.fullmatch(names, file.removesuffix(ckpt.TEMPORARY)):
+            os.remove(os.path.join(folder, file))

@@ -7,7 +7,7 @@ many draws came before. So nothing depends on the number of workers, and no gene
 import numpy as np
 
 # What a stream is for; it keeps the streams of equal addresses apart.
-SHUFFLE, ORDER, VIEWS = 1, 2, 3
+SHUFFLE, ORDER, VIEWS, SUBSTITUTES = 1, 2, 3, 4
 
 
 def generator(purpose, seed, *address):

@@ -1,6 +1,8 @@
 """What ran and how it went, a JSON object a line, in the output folder."""
 
+import contextlib
 import json
+import math
 import os
 import platform
 import socket
@@ -8,8 +10,13 @@ import subprocess
 import sys
 import time
 
+import numpy
+import PIL
 import torch
 import torchvision
+
+from moco.console import say
+from moco.distributed import from_all
 
 
 class RunLog:
@@ -23,18 +30,22 @@ class RunLog:
         self.path = folder and os.path.join(folder, "log.jsonl")
 
     def write(self, kind, **facts):
-        """One line: its kind, the time in seconds since 1970, and the facts."""
+        """One line: its kind, the time in seconds since 1970, and the facts; numbers that are not finite as words."""
         if self.path is None:
             return
+        facts = {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x for name, x in facts.items()}
         try:
             with open(self.path, "a") as file:
                 file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **facts}) + "\n")
         except OSError as error:
-            print(f"warning: can't write {self.path!r}: {error.strerror}; this log ends here", flush=True)
+            say(f"warning: can't write {self.path!r}: {error.strerror}; this log ends here")
             self.path = None
 
-    def start(self, args, device, processes, place):
-        """The line of a start or a resume: what runs, on what, from which (epoch, step) on."""
+    def start(self, args, device, place):
+        """Call on every rank: the line of a start or a resume, what runs, on what, from which (epoch, step) on."""
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        processes = from_all((socket.gethostname(), name))
+        self._end_torn_line()
         self.write(
             "resume" if args.resume else "start",
             argv=sys.argv,
@@ -42,16 +53,22 @@ class RunLog:
             seed=args.seed,
             place=place,
             git=git_commit(),
-            host=socket.gethostname(),
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            processes=processes,
+            processes=[{"host": host, "device": device} for host, device in processes],
             versions={
                 "python": platform.python_version(),
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
+                **{module.__name__: module.__version__ for module in (torch, torchvision, numpy, PIL)},
                 "cuda": torch.version.cuda,
             },
         )
+
+    def _end_torn_line(self):
+        """Parts what follows from a line that a full disk or a power cut has torn."""
+        if self.path is None:
+            return
+        with contextlib.suppress(OSError), open(self.path, "rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
 
 
 def git_commit():

@@ -1,13 +1,16 @@
 """Checkpoints written in the background, whole or not at all, and only as many as there shall be."""
 
+import contextlib
 import os
 import shutil
-import sys
 import threading
 
 import torch
 
 from moco import checkpoint as ckpt
+from moco.console import say
+
+THREAD = "checkpoint"  # the name of the thread that writes
 
 
 class Saver:
@@ -21,45 +24,59 @@ class Saver:
     """
 
     def __init__(self, last=None):
-        self.thread, self.pending, self.error, self.failed = None, None, None, False
-        self.last = last
+        self.thread, self.error, self.failed, self.complaints = None, None, False, []
+        self.jobs = []  # (checkpoint, paths, files to remove after it): the newest, then what could not be written
+        self.newest, self.last = None, last
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
-        if kind is not None and self.thread is not None:
-            self.thread.join()
-        elif kind is None:
+        if kind is None:
             self.close()
+        elif self.thread is not None:
+            self.thread.join()
+            for line in filter(None, [self.error, *self.complaints]):
+                say(f"warning: {line}")
 
     def save(self, checkpoint, *paths, remove=()):
         """Copies `checkpoint` and begins to write it to each of `paths`, then removes the files `remove`.
 
-        Waits for the write before.
+        Waits for the write before. What that could not write is tried again, unless it is of `paths` too. The last of
+        `paths` is the one that counts: it is written when the others are.
 
         Raises:
             ckpt.CheckpointError: the write before failed, and so did the one before that.
         """
         self.wait()
-        self.pending = (on_cpu(checkpoint), paths, remove)
+        owed = [(old, [path for path in names if path not in paths], files) for old, names, files in self.jobs]
+        self.jobs = [(on_cpu(checkpoint), list(paths), remove), *(job for job in owed if job[1])]
+        self.newest = paths[-1]
         self._begin()
 
     def _begin(self):
-        self.thread = threading.Thread(target=self._write)
+        self.thread = threading.Thread(target=self._write, name=THREAD)
         self.thread.start()
 
     def _write(self):
-        checkpoint, paths, remove = self.pending
-        try:
-            for path in paths:
-                ckpt.save(checkpoint, path)
-        except Exception as error:  # of torch's writer too, which has types of its own
-            self.error = f"can't write {path!r}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            return
-        for path in remove:
-            if os.path.exists(path):
-                os.remove(path)
+        for checkpoint, paths, remove in self.jobs:
+            for path in list(paths):
+                try:
+                    ckpt.save(checkpoint, path)
+                except Exception as error:  # of torch's writer too, which has types of its own
+                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    line = f"can't write {path!r}: {reason}"
+                    if path == self.newest:
+                        self.error = line
+                    else:
+                        self.complaints.append(line)
+                else:
+                    paths.remove(path)
+                    self.last = path if path == self.newest else self.last
+            for path in remove if not paths else ():
+                with contextlib.suppress(OSError):  # it is gone, or stays
+                    os.remove(path)
+        self.jobs = [job for job in self.jobs if job[1]]
 
     def wait(self):
         """Waits for the write in flight; raises as `save`."""
@@ -67,26 +84,27 @@ class Saver:
             return
         self.thread.join()
         self.thread = None
-        if self.error is None:
-            self.last, self.failed, self.pending = self.pending[1][0], False, None
+        for line in self.complaints:
+            say(f"warning: {line}; it is tried again")
+        error, self.error, self.complaints = self.error, None, []
+        if error is None:
+            self.failed = False
             return
-        error, self.error = self.error, None
         if self.failed:
             raise ckpt.CheckpointError(f"{error}; nor could the checkpoint before it, so the run ends here")
         self.failed = True
-        print(
-            f"warning: {error}; the file before it is kept, and the run ends if the next write fails too", flush=True
-        )
+        say(f"warning: {error}; the file before it is kept, and the run ends if the next write fails too")
 
     def last_path(self):
         """The path of the last whole checkpoint, or None; waits for the write in flight."""
-        self.wait()
+        if self.thread is not None:
+            self.thread.join()
         return self.last
 
     def close(self):
-        """Waits for the last write, and tries it once more if it failed; raises as `save`."""
+        """Waits for the last write, and tries once more what could not be written; raises as `save`."""
         self.wait()
-        if self.failed:
+        if self.jobs:
             self._begin()
             self.wait()
 
@@ -111,12 +129,11 @@ def size_of(checkpoint):
 
 
 def check_space(folder, size, files):
-    """Prints a warning where `files` checkpoints of `size` bytes, and one more while it is written, will not fit."""
+    """Prints a warning where `files` more checkpoints of `size` bytes, and one while it is written, will not fit."""
     free, needed = shutil.disk_usage(folder).free, size * (files + 1)
     if needed > free:
-        print(
+        say(
             f"warning: the checkpoints of this run will take about {needed / 1e9:.1f} GB, and {folder!r} has "
             f"{free / 1e9:.1f} GB free; give --keep N, or another --output-dir",
-            file=sys.stderr,
-            flush=True,
+            True,
         )

@@ -35,7 +35,7 @@ def run_ranks(function, world, *args):
 def script_in_rank(script, words):
     """Runs `main_moco` or `main_lincls` as one of the processes of `run_ranks`, which may have patched it before."""
     world, rank = dist.get_world_size(), dist.get_rank()
-    script.launch.run = lambda worker, launch, *args: worker(torch.device("cpu"), *args)
+    script.launch.run = lambda worker, launch, *args, timeout: worker(torch.device("cpu"), *args)
     options.plan_launch = lambda args: Launch("spawn", local=world, backend="gloo", has_rank_0=rank == 0)
     script.main(words if "-j" in words else [*words, "-j", "0"])
 

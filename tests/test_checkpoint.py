@@ -1,6 +1,7 @@
 """Checkpoints: the published format, what a resume refuses, backbones of any MoCo-style file."""
 
 import functools
+import resource
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from torchvision import models
 
 from moco import checkpoint as ckpt
 from moco.builder import MoCo
-from moco.optim import sgd
 from tests.conftest import run_ranks
 
 OPTIONS = {"arch": "resnet18", "lr": 0.03, "seed": 3, "total_batch": 256}
@@ -50,72 +50,6 @@ def test_a_checkpoint_has_the_published_format(saved, tmp_path):
     assert set(read["optimizer"]["state"]) == {i for i, p in enumerate(parameters) if p.requires_grad}
 
 
-def test_restore_takes_the_state_and_leaves_the_hyper_parameters(saved):
-    model, optimizer = moco(lr=0.5, momentum=0.8)
-    published = {**saved, "optimizer": {**saved["optimizer"]}}
-    published["optimizer"]["param_groups"] = [
-        {k: v for k, v in g.items() if k in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "params")}
-        for g in saved["optimizer"]["param_groups"]
-    ]  # an older torch's
-    ckpt.restore(published, model, optimizer)
-    assert optimizer.param_groups[0]["lr"] == 0.5 and optimizer.param_groups[0]["momentum"] == 0.8
-    for name, tensor in ckpt.state_dict_of(model).items():
-        assert torch.equal(tensor, saved["state_dict"][name])
-    state = optimizer.state_dict()["state"]
-    for i, entry in saved["optimizer"]["state"].items():
-        assert torch.equal(state[i]["momentum_buffer"], entry["momentum_buffer"])
-    stepped(model, optimizer)
-
-
-def test_the_momentum_takes_the_memory_format_of_its_parameter(saved):
-    """A published file is NCHW; the fused update wants one format."""
-    model, _ = moco()
-    model.to(memory_format=torch.channels_last)
-    optimizer = sgd(model.parameters(), 0.03, 0.9)
-    ckpt.restore(saved, model, optimizer)
-    i, weight = next((i, p) for i, p in enumerate(model.parameters()) if p.shape[2:] == (3, 3))
-    momentum = optimizer.state[weight]["momentum_buffer"]
-    assert momentum.stride() == weight.stride() != momentum.contiguous().stride()
-    assert torch.equal(momentum, saved["optimizer"]["state"][i]["momentum_buffer"])
-    stepped(model, optimizer)
-
-
-def check(saved, options=OPTIONS, force=False, **kwargs):
-    ckpt.check_resumable(saved, "c.pth", *moco(**kwargs), options, force)
-
-
-def without(saved, key):
-    return {k: v for k, v in saved.items() if k != key}
-
-
-def test_a_resume_that_fits_passes(saved):
-    check(saved)
-    check(without(saved, "options"), {**OPTIONS, "lr": 9.0})  # published files lack them
-    check(saved, {**OPTIONS, "lr": 9.0}, force=True)
-    check(saved, {**OPTIONS, "a_flag_of_a_later_version": 1})
-
-
-def test_a_resume_that_does_not_fit_is_refused(saved):
-    refused = pytest.raises(ckpt.CheckpointError, match=r"--lr is 9.0, but .*'c.pth' was trained with 0.03.*--force")
-    with refused:
-        check(saved, {**OPTIONS, "lr": 9.0})
-    with pytest.raises(ckpt.CheckpointError, match=r"--batch-size times the nodes is 2, .* with 256"):
-        check(saved, {**OPTIONS, "total_batch": 2})
-    with pytest.raises(ckpt.CheckpointError, match="--arch resnet18, not resnet34"):
-        check(saved, {**OPTIONS, "arch": "resnet34"}, arch="resnet34", force=True)
-    with pytest.raises(ckpt.CheckpointError, match=r"queue of shape \(8, 16\), this run of \(8, 32\)"):
-        check(saved, K=32, force=True)
-    for key in ("epoch", "arch", "state_dict", "optimizer"):
-        with pytest.raises(ckpt.CheckpointError, match=f"no '{key}'"):
-            check(without(saved, key))
-    fewer = {**saved, "state_dict": without(saved["state_dict"], "module.queue")}
-    with pytest.raises(ckpt.CheckpointError, match=r"lacks the tensor module\.queue"):
-        check(fewer)
-    for broken in ({}, {"state": {}, "param_groups": [{"params": [0]}]}):
-        with pytest.raises(ckpt.CheckpointError, match="optimizer state"):
-            check({**saved, "optimizer": broken})
-
-
 def test_files_that_can_not_be_read(tmp_path):
     with pytest.raises(ckpt.CheckpointError, match="no checkpoint"):
         ckpt.read(str(tmp_path / "none.pth"))
@@ -128,6 +62,42 @@ def test_files_that_can_not_be_read(tmp_path):
     torch.save({"state_dict": functools.partial(print)}, tmp_path / "code.pth")
     with pytest.raises(ckpt.CheckpointError, match="can't read"):
         ckpt.read(str(tmp_path / "code.pth"))
+
+
+def test_a_damaged_file_is_refused_though_torch_would_read_it(saved, tmp_path):
+    path = tmp_path / "c.pth"
+    ckpt.save(saved, str(path))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    torch.load(path, weights_only=True)
+    with pytest.raises(ckpt.CheckpointError, match="is damaged"):
+        ckpt.read(str(path))
+
+
+def test_the_disks_error_is_the_one_that_is_raised(tmp_path):
+    """Here a limit of the file's size, of which torch's writer only says "unexpected pos"."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            ckpt.save({"x": torch.zeros(100_000)}, str(tmp_path / "c"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_being_written_can_be_removed(tmp_path, monkeypatch):
+    def interrupted(checkpoint, file):
+        assert (tmp_path / "c.tmp").exists()
+        ckpt.remove_temporaries()
+        assert not (tmp_path / "c.tmp").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ckpt.save({}, str(tmp_path / "c"))
+    ckpt.remove_temporaries()
 
 
 def read_here(path, other):

@@ -35,6 +35,24 @@ def test_the_first_bad_step_is_named_with_its_images(value):
     assert [name.strip() for name in names] == [f"image-{i}" for _, i in list(batches)[2]]
 
 
+def test_a_weight_that_is_not_finite_is_found_before_it_is_saved():
+    guard, _ = guard_of()
+    guard.see(torch.tensor(1.0), 0)
+    guard.check(weights=True)
+    guard.optimizer.param_groups[0]["params"][0].fill_(float("inf"))  # by the update of this step
+    guard.check()
+    with pytest.raises(FloatingPointError, match="a weight is not finite any more in epoch 3"):
+        guard.check(weights=True)
+
+
+def test_weights_are_looked_at_before_the_first_step_too():
+    guard, _ = guard_of()
+    guard.check(weights=True)
+    guard.optimizer.param_groups[0]["params"][0].fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="a weight is not finite"):
+        guard.check(weights=True)
+
+
 def one_of_two():
     guard, batches = guard_of()
     rank = dist.get_rank()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from moco.interruption import EXIT_CODE
 from moco.launch import Launch, LaunchError, cores, plan_launch
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
@@ -83,6 +84,12 @@ def test_contradictions_are_refused(gpus, n_gpus, env, flags, message):
         plan(env, **flags)
 
 
+def test_env_is_put_in_its_place(gpus):
+    env = {"MASTER_ADDR": "fe80::1", "MASTER_PORT": "29500"}
+    assert plan(env, nproc=2, dist_url="env://").url == "tcp://[fe80::1]:29500"
+    assert plan({**env, "MASTER_ADDR": "node"}, nproc=2, dist_url="env://").url == "tcp://node:29500"
+
+
 def test_cores():
     assert 1 <= cores() <= os.cpu_count()
 
@@ -98,6 +105,10 @@ PROGRAM = """
         if how == "live":
             if dist.get_rank() == 0:
                 print("together", flush=True)
+            time.sleep(1000)
+        if how == "hang":
+            if dist.get_rank() == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(1000)
         if dist.get_rank() == 1:
             if how == "raise":
@@ -141,8 +152,25 @@ def test_when_the_launcher_is_killed_all_end(tmp_path):
     assert gone(program.pid)
 
 
+def test_a_signal_to_the_launcher_is_passed_on(tmp_path):
+    """To processes that have nothing to save yet, and end by it."""
+    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
+    program = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py"), "live"],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert program.stdout.readline() == "together\n"
+    program.send_signal(signal.SIGINT)
+    assert program.wait(30) == EXIT_CODE
+    assert gone(program.pid)
+
+
 @pytest.mark.parametrize(
-    "how, said", [("raise", "rank 1: Traceback"), ("kill", "process 1 terminated with signal SIGKILL")]
+    "how, said",
+    [("raise", "rank 1: Traceback"), ("kill", "rank 1 was ended by SIGKILL"), ("hang", "rank 0 was ended by SIGKILL")],
 )
 def test_when_one_dies_all_end(tmp_path, how, said):
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))

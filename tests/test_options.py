@@ -10,7 +10,7 @@ from torchvision import models
 
 import main_lincls
 import main_moco
-from moco import launch, options
+from moco import launch, options, resume
 from moco.meters import Stopwatch
 from moco.options import Parser, architectures, number
 
@@ -267,7 +267,7 @@ def test_only_flags_that_change_results_are_stored(imagenet, tmp_path):
     parser = main_moco.build_parser()
     argv = [str(imagenet), *SMALL, "--output-dir", str(tmp_path), "--moco-k", "16", "--enable-asym-bn", "--nproc", "2"]
     args, run, folder = options.parse(parser, main_moco.prepare, argv)
-    stored = options.result_options(args)
+    stored = resume.result_options(args)
     assert set(stored) == {
         *("arch", "epochs", "lr", "momentum", "weight_decay", "seed", "crop_size", "total_batch"),
         *("moco_dim", "moco_k", "moco_m", "moco_t", "images", "asym_bn_group", "enable_multicrop", "enable_scalemix"),
@@ -278,5 +278,5 @@ def test_only_flags_that_change_results_are_stored(imagenet, tmp_path):
     assert math.isfinite(stored["seed"])
     # A flag of a design that is off changes nothing.
     args.enable_asym_bn, args.enable_multicrop = False, True
-    assert {"mini_crop_size"} == set(options.result_options(args)) - set(stored)
-    assert "asym_bn_group" not in options.result_options(args)
+    assert {"mini_crop_size"} == set(resume.result_options(args)) - set(stored)
+    assert "asym_bn_group" not in resume.result_options(args)

@@ -70,8 +70,70 @@ def test_a_failed_write_keeps_the_file_before_it_and_is_reported(tmp_path, monke
     assert capsys.readouterr().out.startswith(warning)
 
 
-def test_a_second_failure_ends_the_run(tmp_path, monkeypatch):
+def test_what_could_not_be_written_is_tried_again_after_the_next(tmp_path, monkeypatch):
+    """As model_best beside the checkpoint of an epoch."""
+    save, broken = ckpt.save, [True]
+
+    def failing(checkpoint, path):
+        if path.endswith("best") and broken.pop():
+            broken.append(False)
+            raise OSError(28, "No space left on device")
+        save(checkpoint, path)
+
+    monkeypatch.setattr(ckpt, "save", failing)
+    checkpoint, best, last = (str(tmp_path / name) for name in ("checkpoint", "best", "last"))
+    with Saver() as saver:
+        saver.save(state(1), best, checkpoint)
+        saver.save(state(2), last)
+        assert saver.last_path() == last
+    assert [ckpt.read(path)["epoch"] for path in (checkpoint, best, last)] == [1, 1, 2]
+    assert saver.jobs == []  # no copy is kept
+
+
+def test_a_write_that_does_not_count_never_ends_the_run(tmp_path, monkeypatch, capsys):
+    save = ckpt.save
+
+    def failing(checkpoint, path):
+        if path.endswith("best"):
+            raise OSError(1, "Operation not permitted")
+        save(checkpoint, path)
+
+    monkeypatch.setattr(ckpt, "save", failing)
+    with Saver() as saver:
+        for i in range(4):
+            saver.save(state(i), str(tmp_path / "best"), str(tmp_path / "checkpoint"))
+    assert ckpt.read(str(tmp_path / "checkpoint"))["epoch"] == 3
+    assert "Operation not permitted; it is tried again" in capsys.readouterr().out
+
+
+def test_an_error_of_the_run_does_not_hide_that_of_the_disk(tmp_path, monkeypatch, capsys):
+    full_disk(monkeypatch, 1)
+    with pytest.raises(KeyError), Saver() as saver:
+        saver.save(state(1), str(tmp_path / "c"))
+        raise KeyError
+    assert "No space left on device" in capsys.readouterr().out
+
+
+def test_an_older_state_never_replaces_a_newer_one(tmp_path, monkeypatch):
+    full_disk(monkeypatch, 1)
+    path = str(tmp_path / "last")
+    with Saver() as saver:
+        saver.save(state(1), path)
+        saver.save(state(2), path)
+    assert ckpt.read(path)["epoch"] == 2
+
+
+def test_the_last_path_is_told_where_a_write_failed(tmp_path, monkeypatch):
     full_disk(monkeypatch, 2)
+    with pytest.raises(KeyError), Saver("of the resume") as saver:
+        for name in "ab":
+            saver.save(state(1), str(tmp_path / name))
+        assert saver.last_path() == "of the resume"
+        raise KeyError
+
+
+def test_a_second_failure_ends_the_run(tmp_path, monkeypatch):
+    full_disk(monkeypatch, 9)
     message = "No space left on device; nor could the checkpoint before it"
     with pytest.raises(ckpt.CheckpointError, match=message), Saver() as saver:
         for name in "abc":
