@@ -46,11 +46,17 @@ def peak_memory(step, device, before=0):
         torch.cuda.reset_peak_memory_stats(device)
         timed(step, 2)
         return (torch.cuda.max_memory_allocated(device) - before) / 1e9
+    peak = peak_resident(lambda: timed(step, 2))
+    return peak and peak / 1e9
+
+
+def peak_resident(function):
+    """Bytes that this process held at most while `function()` ran, or None where the system does not tell."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # forget the peak so far
-        timed(step, 2)
-        return int(proc_line("/proc/self/status", "VmHWM").split()[1]) * 1024 / 1e9
+        function()
+        return int(proc_line("/proc/self/status", "VmHWM").split()[1]) * 1024
     except OSError:
         return None
 

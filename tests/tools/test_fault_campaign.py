@@ -1,0 +1,46 @@
+"""A short form of the fault campaign: real runs that are hurt, continued, and compared to the bit."""
+
+import pytest
+
+from moco.tools import fault_campaign, hurt_run
+
+SHORT = (
+    "SIGKILL of rank 0, in a checkpoint write",
+    "SIGTERM to the whole group",
+    "disk full",
+    "broken JPEG, --on-bad-image skip, SIGKILL",
+    "SIGKILL of a rank, torchrun --max-restarts",
+)
+
+
+def test_every_fault_ends_equal_and_tidy(capsys):
+    assert fault_campaign.campaign(SHORT, seed=1, rounds=1) == 0, capsys.readouterr().out
+    table = capsys.readouterr().out.splitlines()
+    assert [line[:52].strip() for line in table[1:6]] == list(SHORT)
+    assert all(line.split()[-2:] == ["yes", "yes"] for line in table[1:6])
+    assert "5 faults, 0 of them" in table[6]
+
+
+def test_a_difference_or_something_left_behind_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fault_campaign, "trial", lambda name, *_: (name, name != "disk full"))
+    assert fault_campaign.campaign(SHORT, seed=1, rounds=2) == 2
+    assert "10 faults, 2 of them" in capsys.readouterr().out
+    place = hurt_run.Workplace(str(tmp_path), "images", {})
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "checkpoint__0000.pth.tar.tmp").touch()
+    (tmp_path / "tmp" / "pymp-x").touch()
+    assert place.tidy() == "checkpoint__0000.pth.tar.tmp, pymp-x"
+    (tmp_path / "output" / "checkpoint__0000.pth.tar").write_bytes(b"damaged")
+    assert place.newest() == (0, None)
+
+
+def test_faults_are_at_least_forty_and_of_every_kind():
+    assert sum(times for times, *_ in fault_campaign.FAULTS.values()) >= 40
+    for word in ("SIGKILL", "SIGTERM", "write", "between epochs", "disk full", "damaged", "JPEG", "data worker"):
+        assert any(word in name for name in fault_campaign.FAULTS)
+
+
+@pytest.mark.parametrize("lines, done", [([], 0), (["Epoch: [0][0/4]\tTime"], 1), (["x\n", "Epoch: [2][3/4]\t"], 12)])
+def test_steps_are_read_from_the_log(lines, done):
+    assert hurt_run.steps_done(type("Run", (), {"lines": lines})) == done

@@ -1,0 +1,28 @@
+"""A short fuzzing of the image and the checkpoint path, and that it would notice."""
+
+import os
+
+import pytest
+
+from moco.tools import fuzz
+
+
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+def test_mutated_files_are_read_or_refused(kind, tmp_path):
+    outcomes = fuzz.fuzz(kind, 300, 0, str(tmp_path / "findings"))
+    assert set(outcomes) <= {"read", "refused", "read/refused"} and sum(outcomes.values()) == 300
+    assert outcomes["read"] > 10 and outcomes["refused"] > 100
+    assert not (tmp_path / "findings").exists()
+
+
+def test_crashes_and_other_errors_are_noticed_and_their_files_kept(tmp_path):
+    reader = fuzz.Reader()
+    try:
+        assert reader.read("images", str(tmp_path / "nowhere.jpg")) == "refused"
+        os.kill(reader.process.pid, 9)
+        assert reader.read("images", str(tmp_path / "nowhere.jpg")) == "crash"
+        assert reader.read("no such kind", "x") == "KeyError: 'no such kind'"
+    finally:
+        reader.close()
+    with pytest.raises(KeyError):
+        fuzz.fuzz("no such kind", 1, 0, str(tmp_path))
