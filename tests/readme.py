@@ -8,10 +8,15 @@ README = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 
 
 def commands(script):
-    """Arguments of every command of the README that calls `script`, in order, each a list of words."""
+    """Arguments of every command of the README that calls `script`, in order, each a list of words.
+
+    As on the first of two nodes, where SLURM fills in the numbers.
+    """
     with open(README) as file:
         blocks = re.findall(r"^```bash\n(.*?)^```", file.read(), flags=re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    text = "\n".join(blocks).replace("\\\n", " ").replace("$SLURM_NNODES", "2").replace("$SLURM_NODEID", "0")
+    lines = text.replace("bash -c 'exec ", "").splitlines()
+    lines = [line.removesuffix("'") if line.count("'") % 2 else line for line in lines]
     return [shlex.split(line.split(script, 1)[1]) for line in lines if script in line]
 
 
