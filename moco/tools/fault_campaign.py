@@ -17,6 +17,7 @@ from contextlib import suppress
 
 import torch
 
+from moco.interruption import ECHO
 from moco.tools import fake_imagenet
 from moco.tools.hurt_run import SAVE_EVERY, Workplace, steps_done
 
@@ -109,7 +110,7 @@ def stop_twice(place, rng):
         frozen = run.ranks()[rng.randrange(2)]
         os.kill(frozen, signal.SIGSTOP)
         os.kill(run.pid, signal.SIGTERM)
-        time.sleep(1.5)
+        time.sleep(ECHO + 0.5)
         os.kill(run.pid, signal.SIGTERM)
         time.sleep(0.5)
         with suppress(ProcessLookupError):
