@@ -13,6 +13,7 @@ import zipfile
 import torch
 import torch.distributed as dist
 
+from moco.console import first_line
 from moco.distributed import collective_device, is_initialized, rank
 
 PREFIX = "module."
@@ -96,8 +97,7 @@ def read(path, check=True):
         mmap = not check and zipfile.is_zipfile(path)  # older files can't be mapped
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"can't read the checkpoint {path!r}: {reason}") from error
+        raise CheckpointError(f"can't read the checkpoint {path!r}: {first_line(error)}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"the checkpoint {path!r} holds a {type(checkpoint).__name__}, not a dict")
     for key, part in (("state_dict", checkpoint.get("state_dict", {})), ("options", checkpoint.get("options", {}))):
@@ -114,7 +114,7 @@ def check_intact(path):
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
     except Exception as error:  # of many kinds, where the archive's directory is damaged
-        damaged = str(error).splitlines()[0] if str(error) else type(error).__name__
+        damaged = first_line(error)
     if damaged is not None:
         raise CheckpointError(f"the checkpoint {path!r} is damaged ({damaged})")
 

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 import torch.distributed as dist
 
+from moco.console import first_line
+
 
 class MeetingError(RuntimeError):
     """Not all processes came; the message says which are missing."""
@@ -33,7 +35,7 @@ def meet(url, rank, world, timeout):
             store.set(f"request/{store.add('requests', 1)}", mine)
             token, theirs = store.get(f"answer/{mine}").decode().split()
     except RuntimeError as error:  # which a time-out of torch's stores is, too
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if rank == 0:
             raise MeetingError(f"rank 0 can't open {url} for the others: {reason}; give another --dist-url") from error
         raise MeetingError(

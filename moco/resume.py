@@ -6,6 +6,7 @@ import torch
 
 from moco import checkpoint as ckpt
 from moco.checkpoint import PREFIX, CheckpointError, state_dict_of
+from moco.console import first_line
 from moco.distributed import from_all
 
 # Flags that may differ between a run and its continuation: where things are and how they are computed, not what.
@@ -155,8 +156,7 @@ def check_resumable(checkpoint, path, model, optimizer, options, force=False):
     try:
         restore(checkpoint, model, optimizer)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"the checkpoint {path!r} can't be loaded: {reason}") from error
+        raise CheckpointError(f"the checkpoint {path!r} can't be loaded: {first_line(error)}") from error
     if force:
         return
     for name, value in checkpoint.get("options", {}).items():

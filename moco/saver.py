@@ -8,7 +8,7 @@ import threading
 import torch
 
 from moco import checkpoint as ckpt
-from moco.console import say
+from moco.console import first_line, say
 
 THREAD = "checkpoint"  # the name of the thread that writes
 
@@ -64,8 +64,7 @@ class Saver:
                 try:
                     ckpt.save(checkpoint, path)
                 except Exception as error:  # of torch's writer too, which has types of its own
-                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    line = f"can't write {path!r}: {reason}"
+                    line = f"can't write {path!r}: {first_line(error)}"
                     if path == self.newest:
                         self.error = line
                     else:

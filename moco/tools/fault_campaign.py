@@ -35,6 +35,14 @@ def fault(name, times=1, costs=IN_FLIGHT):
     return register
 
 
+def kill_after(steps, place, rng):
+    """A run that ends when one of its ranks is killed after so many steps."""
+    run = place.start()
+    run.wait_for_step(steps)
+    run.signal_rank(rng.randrange(2), signal.SIGKILL)
+    run.ended(1)
+
+
 @fault("SIGKILL of a rank, in a step", 6)
 def kill_in_step(place, rng):
     run = place.start()
@@ -70,13 +78,13 @@ def kill_launcher(place, rng):
     run.ended(-signal.SIGKILL)
 
 
-def stop(place, rng, send, *more):
-    run = place.start(*more)
+def stop(place, rng, send):
+    """A run that is stopped by what `send` does to it."""
+    run = place.start()
     run.wait_for_step(rng.randrange(1, 9))
     time.sleep(rng.random() * 0.3)
     send(run)
     run.ended(143)
-    return run
 
 
 @fault("SIGTERM to the launcher", 2, costs=0)
@@ -130,10 +138,7 @@ def disk_full(place, rng):
 
 @fault("newest checkpoint damaged", 3, costs=IN_FLIGHT + SAVE_EVERY)
 def damaged_checkpoint(place, rng):
-    run = place.start()
-    run.wait_for_step(rng.randrange(6, 10))
-    run.signal_rank(rng.randrange(2), signal.SIGKILL)
-    run.ended(1)
+    kill_after(rng.randrange(6, 10), place, rng)
     path = place.newest()[1]
     with open(path, "rb") as file:
         data = bytearray(file.read())
@@ -162,10 +167,7 @@ def broken_image(place, rng):
 def skipped_image(place, rng):
     path = place.break_image(17, 0.5)
     place.refer_to("skip", "--on-bad-image", "skip")
-    run = place.start()
-    run.wait_for_step(rng.randrange(1, 9))
-    run.signal_rank(rng.randrange(2), signal.SIGKILL)
-    run.ended(1)
+    kill_after(rng.randrange(1, 9), place, rng)
     with open(place.file("bad_images.txt")) as file:
         assert file.read() == f"{path}\n"
 
@@ -201,10 +203,7 @@ def frozen_rank(place, rng):
 
 @fault("loss not finite", 1)
 def infinite_loss(place, rng):
-    run = place.start()
-    run.wait_for_step(rng.randrange(3, 9))
-    run.signal_rank(rng.randrange(2), signal.SIGKILL)
-    run.ended(1)
+    kill_after(rng.randrange(3, 9), place, rng)
     before = place.newest()
     run = place.start("--resume", "auto", "--lr", "1e30", "--force")
     run.ended(1)

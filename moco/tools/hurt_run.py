@@ -197,15 +197,13 @@ class Workplace:
         weights = [(tensor, b["state_dict"][name]) for name, tensor in a["state_dict"].items()]
         if self.fewer:
             return "1e-3" if all(torch.allclose(x, y, 1e-3, 1e-3) for x, y in weights) else "no"
-        if self.kind == "probe" and not self._same_best(a["best_acc1"]):
-            return "no"
+        if self.kind == "probe":
+            best = torch.load(self.file("model_best.pth.tar"), weights_only=True)
+            if not a["best_acc1"] == b["best_acc1"] == best["best_acc1"]:
+                return "no"
         states = zip(*(x["optimizer"]["state"].values() for x in (a, b)), strict=True)
         pairs = [*weights, *((x["momentum_buffer"], y["momentum_buffer"]) for x, y in states)]
         return "yes" if all(torch.equal(x, y) for x, y in pairs) else "no"
-
-    def _same_best(self, acc1):
-        best = torch.load(self.file("model_best.pth.tar"), weights_only=True)
-        return best["best_acc1"] == acc1 == torch.load(self.file(self.last), weights_only=True)["best_acc1"]
 
     def tidy(self):
         """ "yes", or what is left: processes, temporary files."""
