@@ -1,74 +1,76 @@
 #!/usr/bin/env python
-"""Linear classification on frozen features: a new `fc` trained on the backbone that main_moco.py pretrained."""
+"""Linear classification: trains a new classifier `fc` on the frozen backbone that main_moco.py has pretrained."""
 
-import math
 import os
-import re
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torchvision import models
 
-from moco import checkpoint as ckpt
-from moco import launch, options, resume, watchdog
 from moco.asymmetry.asym_aug import asym_aug_plan
-from moco.bookkeeping import Books
-from moco.console import say
-from moco.device import at_least_fp32, autocast, set_precision
-from moco.distributed import all_sum, data_parallel, from_rank_0, rank, world_size
-from moco.image_folder import ImageFolder
-from moco.interruption import exit_on_signals
-from moco.loader import explained, training_loader, validation_loader
-from moco.meters import ProgressMeter, Stopwatch, accuracy, correct
+from moco.data.image_list import ImageFolder
+from moco.data.prefetch_to_device import finisher
+from moco.engine import watchdog
+from moco.engine.checkpoint_names import CheckpointNames
+from moco.engine.checkpoint_read import read, read_on_all_ranks
+from moco.engine.checkpoint_resume import check_resume
+from moco.engine.flags import Parser, add_shared
+from moco.engine.meters import accuracy
+from moco.engine.preemption import exit_on_signals
+from moco.engine.pretrained_backbone import backbone_for
+from moco.engine.run import start_run
+from moco.engine.startup_checks import check_training, parse_and_check
+from moco.evaluation.validation import validate
+from moco.loader import training_loader, validation_loader
 from moco.optim import LARS, cosine_lr, set_lr
-from moco.prefetch import finisher
-from moco.views.normalize import normalize_images
-from moco.views.plan import baseline_plan
-
-CHECKPOINT, LAST = "checkpoint.pth.tar", "checkpoint_last.pth.tar"  # of an epoch's end, and within an epoch
-BEST = "model_best.pth.tar"
+from moco.precision import at_least_fp32, autocast
+from moco.views.recipes import baseline_plan
 
 
 def build_parser():
-    parser = options.Parser(description=__doc__)
-    options.add_shared(parser, epochs=90, batch_size=4096, lr=0.1, weight_decay=0.0)
-    parser.add_argument("--pretrained", metavar="FILE", help="checkpoint of the backbone; none for a random one")
-    parser.add_argument("--lars", action="store_true", help="use LARS instead of SGD")
-    parser.add_argument("-e", "--evaluate", action="store_true", help="only validate the classifier of --resume")
+    parser = Parser(description=__doc__)
+    add_shared(parser, epochs=90, batch_size=4096, lr=0.1, weight_decay=0.0)
+    help = "checkpoint that holds the backbone; none: a random backbone"
+    parser.add_argument("--pretrained", metavar="FILE", help=help)
+    parser.add_argument("--lars", action="store_true", help="train with LARS instead of SGD")
+    help = "only validate the classifier of the checkpoint that --resume names"
+    parser.add_argument("-e", "--evaluate", action="store_true", help=help)
     return parser
 
 
 def main(argv=None):
-    args, run, folders = options.parse(build_parser(), prepare, argv)
-    launch.run(train, run, args, run, *folders, timeout=args.timeout)
+    args, launch, (names, train_folder, val_folder) = parse_and_check(build_parser(), prepare, argv)
+    start_run(train, args, launch, names, train_folder, val_folder)
 
 
-def prepare(args, run):
-    """Checks at the door what this script alone knows; returns the ImageFolders train and val."""
+def prepare(args, launch):
+    """The checks of this script; returns its CheckpointNames and the ImageFolders of train and val.
+
+    With --evaluate there is no train folder, but None.
+    """
     check_source(args)
     args.init_lr = args.lr * args.batch_size / 256
     val = ImageFolder(os.path.join(args.data, "val"))
+    names = CheckpointNames(args.output_dir, "checkpoint", numbered=False, best="model_best")
+    build_trial = partial(build, args, len(val.classes))
     if args.evaluate:
-        resume.check_resume(args, run, lambda: build(args, len(val.classes)), checkpoints(args), any_options=True)
+        check_resume(args, launch, build_trial, names.resumable(), any_options=True)
         check_source(args)
-        return None, val
+        return names, None, val
     train = ImageFolder(os.path.join(args.data, "train"))
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))[0]
         raise ValueError(f"train and val in {args.data!r} must have the same classes; {odd!r} is only in one of them")
-    options.check_folder(train, args)
-    args.images = len(train)
-    resume.check_resume(args, run, lambda: build(args, len(val.classes)), checkpoints(args))
+    check_training(args, launch, train, names, build_trial)
     check_source(args)
-    options.check_output(args, run, "|".join(map(re.escape, (CHECKPOINT, LAST, BEST))))
-    if args.pretrained not in (None, "none") and run.has_rank_0:
-        ckpt.backbone_for(models.get_model(args.arch), ckpt.read(args.pretrained), args.pretrained, args.arch)
-    return train, val
+    if args.pretrained not in (None, "none") and launch.has_rank_0:
+        backbone_for(models.get_model(args.arch), read(args.pretrained), args.pretrained, args.arch)
+    return names, train, val
 
 
 def check_source(args):
-    """Refuses a run that has no weights to begin with; --resume auto may have found none."""
+    """Refuses a run that has no weights to begin with. `--resume auto` may find none, hence the second call."""
     if args.evaluate and not args.resume:
         raise ValueError("--evaluate needs --resume with a checkpoint of this script; --pretrained has no classifier")
     if not args.pretrained and not args.resume:
@@ -78,7 +80,7 @@ def check_source(args):
 
 
 class Classifier(torch.nn.Linear):
-    """The `fc` that trains: in float32, whatever the frozen backbone runs in."""
+    """The `fc` that is trained: in float32, whatever the precision of the frozen backbone."""
 
     def forward(self, features):
         with torch.autocast(features.device.type, enabled=False):
@@ -86,7 +88,7 @@ class Classifier(torch.nn.Linear):
 
 
 def build(args, classes, device=None):
-    """A frozen network with a new `fc`, and the optimizer of that `fc`."""
+    """A frozen network with a new `fc` for that many classes, in eval mode, and the optimizer of `fc`."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(args.seed)
         model = models.get_model(args.arch, num_classes=classes)
@@ -103,139 +105,71 @@ def build(args, classes, device=None):
     return model, optimizer
 
 
-@explained
-def train(device, args, run, train_folder, val_folder):
-    """One process of a run."""
-    args.seed, args.resume = from_rank_0((args.seed, args.resume))
-    resume.check_same_options(args)
-    torch.backends.cudnn.benchmark = True
-    set_precision(args.precision)
-    model, optimizer = build(args, len(val_folder.classes), device)
-    (start_epoch, start), best_acc1 = load(args, model, optimizer)
-    if args.start_epoch not in (None, start_epoch):
-        start_epoch, start = args.start_epoch, 0
-    batch = args.total_batch // run.world
-    net = data_parallel(model, device, lambda net: loss_of_noise(net, batch, args, device))
-    workers = options.workers_a_process(args, run)
-    val_loader = validation_loader(val_folder, args.crop_size, batch, workers)
-    if rank() == 0:
-        options.announce(args, run, device, (start_epoch, start), workers)
-    if args.evaluate:
-        watched = partial(watchdog.at, 0, phase=watchdog.STEP)
-        validate(model, val_loader, len(val_folder), args, device, watched)
-        return
-
-    views = asym_aug_plan(baseline_plan(args.crop_size)).target  # crop and flip
-    loader = training_loader(
-        *(train_folder, views, args.total_batch, args.seed, workers),
-        drop_last=False,
-        augment_on=args.augment_on,
-        substitutes=options.substitutes(args, train_folder),
-    )
-    frozen = frozen_tensors(model)
-
-    def save(names, epoch, step=0):
-        """Writes a checkpoint of `epoch` epochs and `step` steps under each of `names`."""
-        if rank() == 0:
-            more = {"step": step, "best_acc1": best_acc1, "processes": run.world}
-            checkpoint = ckpt.of_run(epoch, model, optimizer, resume.result_options(args), **more)
-            books.saver.save(checkpoint, *(os.path.join(args.output_dir, name) for name in names))
-
-    with Books(args, device, (start_epoch, start), loader, optimizer, partial(save, [LAST])) as books:
-        books.check_space(model.state_dict(), 3 - len(checkpoints(args)))
-        for book in books.epochs():
-            set_lr(optimizer, lr := cosine_lr(args.init_lr, book.epoch, args.epochs))
-            train_epoch(net, optimizer, views, book, args, device)
-            acc1 = validate(model, val_loader, len(val_folder), args, device, book.validation_step_done)
-            if book.epoch == start_epoch:
-                check_frozen(frozen, model)
-            best, best_acc1 = acc1 > best_acc1, max(acc1, best_acc1)
-            book.epoch_done(lr=lr, val_acc1=acc1)
-            save([*[BEST] * best, CHECKPOINT], book.epoch + 1)
-
-
-def checkpoints(args):
-    """The paths of the checkpoints that a run of this --output-dir may be continued from."""
-    paths = (os.path.join(args.output_dir, name) for name in (CHECKPOINT, LAST))
-    return [path for path in paths if os.path.exists(path)]
-
-
-def load(args, model, optimizer):
-    """Loads --resume, else the backbone of --pretrained; returns ((epochs, steps of the next) done, best Acc@1)."""
-    if args.resume:
-        checkpoint = ckpt.read_on_all_ranks(args.resume)
-        resume.restore(checkpoint, model, optimizer)
-        if args.pretrained and rank() == 0:
-            print(f"note: --pretrained {args.pretrained!r} is not used, the backbone is the resumed checkpoint's")
-        return resume.place_of(checkpoint), checkpoint.get("best_acc1", 0.0)
-    if args.pretrained == "none":
-        if rank() == 0:
-            print("pretrained: none, this probes a random encoder")
-        return (0, 0), 0.0
-    backbone = ckpt.backbone_for(model, ckpt.read_on_all_ranks(args.pretrained), args.pretrained, args.arch)
+def load_backbone(model, path, arch):
+    """Loads the backbone of the checkpoint `path` into the model; returns a line that says so."""
+    if path == "none":
+        return "pretrained: none, so the backbone is random"
+    backbone = backbone_for(model, read_on_all_ranks(path), path, arch)
     model.load_state_dict(backbone, strict=False)
-    if rank() == 0:
-        print(f"pretrained: {len(backbone)} tensors of {args.pretrained!r}, all of the backbone but fc")
-    return (0, 0), 0.0
+    return f"pretrained: {len(backbone)} tensors of {path!r}, all of the backbone but fc"
 
 
-def train_epoch(net, optimizer, views, book, args, device):
-    """An epoch's steps, of which `book` keeps the books."""
-    net.eval()  # all of it: the backbone's BN must not move, and only `fc` trains
-    for i, ((images,), target) in book.steps(finisher(views, args.augment_on, device)):
-        with autocast(device, args.precision):
-            output = net(images)
-        loss = F.cross_entropy(output, target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        book.step_done(i, len(target), loss.detach(), *accuracy(output, target, topk=(1, 5)))
+def train(run, train_folder, val_folder):
+    """Trains the classifier in one process of the run."""
+    args = run.args
+    views = asym_aug_plan(baseline_plan(args.crop_size)).target  # crop and flip
+    model, optimizer = build(args, len(val_folder.classes), run.device)
+    if args.resume:
+        unused = f"note: --pretrained {args.pretrained!r} is not used, since the resumed checkpoint has the backbone"
+        run.announce(*[unused] * bool(args.pretrained))
+    else:
+        run.announce(load_backbone(model, args.pretrained, args.arch))
+    net = run.prepare(model, optimizer, partial(noise_output, args.crop_size, args.precision))
+    batch = args.total_batch // run.launch.world
+    val_loader = validation_loader(val_folder, args.crop_size, batch, run.workers)
+    validate_now = partial(validate, model, val_loader, len(val_folder), run.device, args.precision, args.print_freq)
+    if args.evaluate:
+        validate_now(partial(watchdog.at, 0, phase=watchdog.STEP))
+        return
+    frozen = frozen_tensors(model)
+    options = {"drop_last": False, **run.loader_options(train_folder)}
+    loader = training_loader(train_folder, views, args.total_batch, args.seed, run.workers, **options)
+    for epoch in run.epochs(loader, finisher(views, args.augment_on, run.device)):
+        set_lr(optimizer, cosine_lr(args.init_lr, epoch.number, args.epochs))
+        net.eval()  # so that the backbone's batch normalisation does not change
+        for _, (images,), labels in epoch.steps():
+            epoch.report(*train_step(net, optimizer, images, labels, args.precision))
+        acc1 = validate_now(epoch.report_validation)
+        if epoch.is_first:
+            check_frozen(frozen, model)
+        epoch.save(acc1)
 
 
-def loss_of_noise(net, batch, args, device):
-    """The sum of the outputs for random images, as many as in a real batch where kernels are made or chosen for it."""
-    n = batch if args.compile or device.type == "cuda" else 1
-    with autocast(device, args.precision):
-        return net(torch.randn(n, 3, args.crop_size, args.crop_size, device=device)).sum()
+def train_step(net, optimizer, images, labels, precision):
+    """One update of `fc`; returns loss, Acc@1 and Acc@5 of this process's share of the batch, on the device."""
+    with autocast(images.device, precision):
+        output = net(images)
+    loss = F.cross_entropy(output, labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), *accuracy(output, labels, topk=(1, 5))
 
 
-@torch.no_grad()
-def validate(model, loader, images, args, device, step_done):
-    """Classifies every validation image once, over all processes; returns Acc@1 in percent, exact on every rank.
-
-    Args:
-        loader: of this process's share. images: of all shares. step_done: called as `step_done(i)` after step `i`,
-            equally often on every rank.
-    """
-    model.eval()
-    watch, sums = Stopwatch(), torch.zeros(3, dtype=torch.float64, device=device)  # of loss, hits at 1, hits at 5
-    progress = ProgressMeter(len(loader), [watch.batch_time, watch.data_time], "Test: ")
-    common = math.ceil(images // world_size() / loader.batch_size)  # steps that every rank has
-    for i, (view, target) in enumerate(watch.waiting(loader)):
-        with autocast(device, args.precision):
-            output = model(normalize_images(view.to(device, non_blocking=True)))
-        target = target.to(device, non_blocking=True)
-        hits = [hit.sum() for hit in correct(output, target, topk=(1, 5))]
-        sums += torch.stack([F.cross_entropy(output, target, reduction="sum").double(), *hits])
-        watch.step_ended()
-        if rank() == 0 and i % args.print_freq == 0:
-            progress.display(i)
-        if i < common:
-            step_done(i)
-    loss, acc1, acc5 = (all_sum(sums) / images).tolist()
-    acc1, acc5 = 100 * acc1, 100 * acc5
-    if rank() == 0:
-        say(f" * Acc@1 {acc1:.3f} Acc@5 {acc5:.3f} Loss {loss:.4f}")
-    return acc1
+def noise_output(size, precision, net, n):
+    """The sum of the outputs for n random images of `size` x `size` pixels."""
+    device = next(net.parameters()).device
+    with autocast(device, precision):
+        return net(torch.randn(n, 3, size, size, device=device)).sum()
 
 
 def frozen_tensors(model):
-    """Copies of everything but `fc`, by name."""
+    """Copies of all tensors of the model except those of `fc`, by name."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("fc.")}
 
 
 def check_frozen(frozen, model):
-    """Raises RuntimeError where a tensor of `frozen` is no longer what it was."""
+    """Raises RuntimeError if a tensor differs from its copy in `frozen`."""
     now = model.state_dict()
     for name, tensor in frozen.items():
         if not torch.equal(now[name], tensor):

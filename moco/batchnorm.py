@@ -1,9 +1,9 @@
-"""Batch normalisation in groups of samples, so that one device acts as many.
+"""Batch normalisation in groups of samples, so that one device can act as several devices.
 
-Eight devices with 32 images each normalise eight batches of 32; one device with all 256 would normalise one of 256,
-which is another experiment. A SplitBatchNorm takes its statistics over equal, contiguous parts of the batch instead,
-each of them what a device would have seen. In the same way several views pass a network at once, each a batch of its
-own.
+The paper's 8 GPUs hold 32 images each, so batch normalisation sees 32 images at a time. One GPU that normalised all
+256 images together would run another experiment. A SplitBatchNorm therefore takes its statistics over equal,
+contiguous parts of the batch. Each part is what one device would have seen. In the same way, several views can pass
+the network in one forward pass while batch normalisation treats each view as a batch of its own.
 """
 
 from contextlib import contextmanager
@@ -12,22 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from moco.device import at_least_fp32
-
-PAPERS_BATCH = 32  # images a BN group: 256 on 8 GPUs
+from moco.precision import at_least_fp32
 
 
 class SplitBatchNorm(_BatchNorm):
-    """nn.BatchNorm1d or 2d whose training statistics are those of each of `splits` equal parts of the batch.
+    """nn.BatchNorm1d or nn.BatchNorm2d that normalises each of `splits` equal parts of the batch by itself.
 
-    The running statistics are the first part's, as rank 0 of `splits` devices would have them; the state dict is
-    that of nn.BatchNorm.
+    The running statistics come from the first part, as they would on rank 0 of `splits` devices. The state dict has
+    the names and shapes of nn.BatchNorm.
 
     Args:
-        num_features, eps, momentum: as nn.BatchNorm's. splits: parts of a batch, in the order of the samples.
+        num_features, eps, momentum: as in nn.BatchNorm.
+        splits: number of parts; each part is a contiguous range of samples.
 
     Attributes:
-        views: batches that lie behind each other in the input; each is normalised as if it came alone, in this order.
+        views: number of batches that are concatenated in the input. Each is normalised as if it came alone, in order.
     """
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, splits=1):
@@ -35,10 +34,10 @@ class SplitBatchNorm(_BatchNorm):
         self.splits, self.views = splits, 1
 
     def _check_input_dim(self, x):
-        pass  # any number of dimensions will do
+        pass  # accepts any number of dimensions
 
     def forward(self, x):
-        """x: N x C x ... to the same shape; raises ValueError where N is not a multiple of views times splits."""
+        """Normalises x, N x C x ..., to the same shape; raises ValueError if N is no multiple of views * splits."""
         parts = self.views * self.splits
         compiling = torch.compiler.is_compiling()
         if not self.training or (parts == 1 and not compiling):
@@ -56,7 +55,7 @@ class SplitBatchNorm(_BatchNorm):
         return torch.cat(out)
 
     def _at_once(self, x):
-        """The formula over all parts at once: a compiler makes one reduction and one pass of it, eager mode many."""
+        """All parts in one formula: torch.compile turns it into one reduction and one pass over the data."""
         parts = at_least_fp32(x).unflatten(0, (self.views * self.splits, -1))  # parts x n x C x ...
         dims = [d for d in range(1, parts.dim()) if d != 2]
         var, mean = torch.var_mean(parts, dims, correction=0, keepdim=True)
@@ -70,10 +69,10 @@ class SplitBatchNorm(_BatchNorm):
 
 @torch.no_grad()
 def update_running_statistics(bn, mean, var, n):
-    """Moves those of `bn` towards a batch's, as nn.BatchNorm does.
+    """Updates the running mean and variance of `bn` from one batch, as nn.BatchNorm does.
 
     Args:
-        mean, var: C each, the variance biased. n: values a channel, of which they are taken.
+        mean, var: C each; the variance is the biased one. n: number of values per channel in the batch.
     """
     bn.running_mean.lerp_(mean.to(bn.running_mean), bn.momentum)
     bn.running_var.lerp_((var * (n / (n - 1))).to(bn.running_var), bn.momentum)
@@ -81,7 +80,11 @@ def update_running_statistics(bn, mean, var, n):
 
 @contextmanager
 def views_apart(network, views):
-    """Within it `network` takes `views` batches behind each other as one, and each SplitBatchNorm keeps them apart."""
+    """A context in which `network` takes `views` concatenated batches, and batch normalisation keeps them apart.
+
+    It sets the attribute `views` of every SplitBatchNorm inside `network`. A module that is called outside `network`,
+    or another kind of batch normalisation, would mix the views.
+    """
     norms = [module for module in network.modules() if isinstance(module, SplitBatchNorm)]
     for norm in norms:
         norm.views = views
@@ -93,12 +96,14 @@ def views_apart(network, views):
 
 
 def replace_batchnorm(module, make):
-    """Replaces every batch normalisation of `module`, at any depth, in place.
+    """Replaces every batch normalisation inside `module`, at any depth, in place.
 
-    Names, values and gradient flags stay.
+    Names, values and gradient flags do not change.
 
     Args:
-        make: called as `make(num_features, eps, momentum)`; returns one with the same state dict.
+        module: a module that contains batch normalisation, but is none itself.
+        make: called as `make(num_features, eps, momentum)`; returns the new layer, which must have the same state
+            dict.
 
     Returns:
         `module`.
@@ -114,15 +119,18 @@ def replace_batchnorm(module, make):
 
 
 def split_batchnorm(module, splits):
-    """Has every batch normalisation of `module` act on `splits` equal parts of a batch, in place."""
+    """Replaces every batch normalisation inside `module` by a SplitBatchNorm, in place; returns `module`."""
     return replace_batchnorm(module, lambda *args: SplitBatchNorm(*args, splits=splits))
 
 
 def check_splits(splits, batch):
-    """Refuses a number of BN groups that does not divide a process's batch, or leaves one with fewer than 2 images.
+    """Refuses a number of batch-norm groups that does not divide a process's batch into groups of 2 images or more.
+
+    Args:
+        splits: number of groups. batch: images of one process.
 
     Raises:
-        ValueError: the message names the numbers that would do.
+        ValueError: the number does not fit; the message names the numbers that do.
     """
     if batch % splits or batch < 2 * splits:
         fits = ", ".join(str(n) for n in range(1, batch // 2 + 1) if batch % n == 0)
@@ -130,25 +138,3 @@ def check_splits(splits, batch):
             f"--bn-splits {splits} does not divide a process's batch of {batch} into groups of 2 images at least; "
             f"give one of {fits}"
         )
-
-
-def in_words(splits, processes, total_batch, earlier=None):
-    """The number of images that batch normalisation sees at a time, and what to do where it is not the paper's.
-
-    Args:
-        splits: BN groups a process. total_batch: images a step.
-        earlier: that number before a resume, or None.
-
-    Returns:
-        A line, or two.
-    """
-    batch, groups = total_batch // (processes * splits), total_batch // PAPERS_BATCH
-    plural = "s" * (processes * splits > 1)
-    line = f"batch normalisation: {processes * splits} group{plural} of {batch} images"
-    if batch != PAPERS_BATCH and groups and total_batch % PAPERS_BATCH == 0 and groups % processes == 0:
-        line += f"; the paper's runs had groups of {PAPERS_BATCH}: --bn-splits {groups // processes}"
-    if earlier not in (None, batch):
-        line += f"\nnote: before the resume it saw {earlier} images at a time"
-        if total_batch % (earlier * processes) == 0:
-            line += f"; --bn-splits {total_batch // (earlier * processes)} would keep that"
-    return line

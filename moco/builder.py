@@ -1,7 +1,8 @@
 """MoCo v2 as the paper's baseline: two encoders, a queue, and Algorithm 1 of the MoCo paper (arXiv 1911.05722).
 
-A source view passes encoder_q, trained by gradient; a target view passes encoder_k, its moving average. The
-asymmetric designs stand in `moco/asymmetry/`, one file each; those that change the model are single calls here.
+Source views pass `encoder_q`, which is trained by gradient. Target views pass `encoder_k`, the exponential moving
+average of `encoder_q`. Each asymmetric design has its own file in `moco/asymmetry/`. The two designs that change the
+model, AsymBN and MeanEnc, are one call each in this file.
 """
 
 import copy
@@ -13,25 +14,27 @@ from torch import nn
 from moco.asymmetry.asym_bn import synchronize_projector
 from moco.asymmetry.mean_encoding import mean_encoding
 from moco.batchnorm import split_batchnorm, views_apart
-from moco.device import at_least_fp32
-from moco.distributed import BatchShuffle, rank
+from moco.distributed import rank
+from moco.precision import at_least_fp32
+from moco.shuffle import BatchShuffle
 
 
 class MoCo(nn.Module):
-    """Momentum contrast with a projector MLP that has BN after its first layer.
+    """Momentum contrast with a projector MLP that has batch normalisation after its first layer.
 
     Args:
-        base_encoder: callable, `base_encoder(num_classes=dim)` returns a network whose classifier is a Linear `fc`.
-        dim: features of a key and a query (C).
-        K: keys in the queue.
+        base_encoder: a callable; `base_encoder(num_classes=dim)` returns a network with a Linear classifier `fc`.
+        dim: number of features of a query and of a key (C).
+        K: number of keys in the queue.
         m: momentum of the target encoder.
-        T: temperature of the softmax.
-        enable_asym_bn: synchronise the BN of the target's projector (AsymBN).
-        seed: of the weights, the queue and each step's shuffle; the same on every rank.
-        asym_bn_group: BN groups, processes times `bn_splits`, that AsymBN normalises over; None means all.
-        bn_splits: BN groups on this device, each of which acts as a device of its own.
+        T: softmax temperature.
+        enable_asym_bn: whether to synchronise the batch normalisation of the target's projector (AsymBN).
+        seed: determines the initial weights, the initial queue and the shuffle of each step; the same on every rank.
+        asym_bn_group: number of batch-norm groups that AsymBN normalises over; None means all. The groups of all
+            processes count: processes times `bn_splits`.
+        bn_splits: number of batch-norm groups on this device. Each group acts as a device of its own.
 
-    Buffers: `queue` (dim x K, columns of norm 1) and `queue_ptr` (long, shape 1), the column written next.
+    Buffers: `queue` (dim x K, each column of norm 1) and `queue_ptr` (long, shape 1, the column to write next).
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class MoCo(nn.Module):
     ):
         super().__init__()
         self.K, self.m, self.T, self.seed, self.bn_splits = K, m, T, seed, bn_splits
-        self.step = 0  # counts forwards where the caller does not; addresses the shuffle, never saved
+        self.step = 0  # used only if the caller gives no step; it is not saved
 
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
@@ -67,29 +70,30 @@ class MoCo(nn.Module):
         Args:
             im_q: list of source batches, each N x 3 x H x W.
             im_q_mini: list of smaller source batches (MultiCrop), each N x 3 x h x w; may be empty.
-            im_k: list of target batches, each N x 3 x H x W; more than one are averaged (MeanEnc).
-            step: the global step, a non-negative integer; None counts the calls.
+            im_k: list of target batches, each N x 3 x H x W; the encodings of several are averaged (MeanEnc).
+            step: the global step, a non-negative integer; if None, the model counts its own calls.
 
         Returns:
-            (logits, labels): two lists with one entry a source view, im_q first: N x (1 + K) and N (long, all 0:
-            the positive comes first).
+            (logits, labels): two lists with one entry per source view, those of `im_q` first. Each entry of logits is
+            N x (1 + K), the positive key first; each entry of labels is N zeros (long).
         """
         step = self.step if step is None else step
-        q = [*self.encode_queries(im_q), *self.encode_queries(im_q_mini)]  # queries: N x C a view
+        q = [*self.encode_queries(im_q), *self.encode_queries(im_q_mini)]  # queries: N x C per view
         self.update_momentum_encoder()
         keys = self.encode_keys(im_k, step)  # keys of all devices: B x C
         N = len(im_q[0])
-        k = keys[rank() * N : (rank() + 1) * N]  # this device's: N x C
-        logits = self.contrast(q, k)  # N x (1 + K) a view
+        k = keys[rank() * N : (rank() + 1) * N]  # keys of this device: N x C
+        logits = self.contrast(q, k)  # N x (1 + K) per view
         self.enqueue(keys)
         self.step = step + 1
         labels = [torch.zeros(N, dtype=torch.long, device=k.device) for _ in q]
         return logits, labels
 
     def encode_queries(self, views):
-        """Source views of one size, each N x 3 x H x W, to normalised queries, each N x C.
+        """Encodes source views of one size, a list of N x 3 x H x W, to a list of normalised queries, each N x C.
 
-        They pass encoder_q together; for batch normalisation each is a batch of its own, one after the other.
+        All views pass the encoder in one forward pass. Batch normalisation still treats each view as a batch of its
+        own, in the order of the list.
         """
         if not views:
             return []
@@ -98,22 +102,23 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def update_momentum_encoder(self):
-        """k = m k + (1 - m) q for all parameters, in one fused update; buffers are encoder_k's own."""
+        """Sets k = m k + (1 - m) q for all parameters, in one fused update. Buffers of encoder_k do not change."""
         k, q = (list(encoder.parameters()) for encoder in (self.encoder_k, self.encoder_q))
         torch._foreach_lerp_(k, q, 1 - self.m)
 
     @torch.no_grad()
     def encode_keys(self, im_k, step):
-        """List of N x 3 x H x W to the normalised keys of all devices, B x C in the order of the global batch."""
+        """Encodes a list of N x 3 x H x W to the normalised keys of all devices, B x C in global batch order."""
         shuffle = BatchShuffle(len(im_k), len(im_k[0]), self.seed, step, self.bn_splits)
         k = self.encoder_k(shuffle.shuffle(torch.cat(im_k)))  # (views N) x C
-        k = shuffle.gather_unshuffled(k)  # views x B x C
-        return normalize(mean_encoding(at_least_fp32(k)))
+        k = at_least_fp32(shuffle.gather_unshuffled(k))  # views x B x C
+        k = mean_encoding(k) if len(im_k) > 1 else k[0]  # B x C
+        return normalize(k)
 
     def contrast(self, q, k):
-        """[q.k, q.queue] / T for each view's queries: list of N x C and N x C to list of N x (1 + K)."""
+        """Computes [q.k, q.queue] / T: from a list of N x C queries and N x C keys to a list of N x (1 + K) logits."""
         with torch.autocast(k.device.type, enabled=False):
-            queue = self.queue.to(k.dtype, copy=True)  # the backward pass needs it as it is before enqueue
+            queue = self.queue.to(k.dtype, copy=True)  # a copy, since `enqueue` writes before the backward pass reads
             q = torch.stack(q) / self.T  # views x N x C
             l_pos = (q * k).sum(dim=2, keepdim=True)  # positive logits: views x N x 1
             l_neg = q @ queue  # negative logits, one product for all views: views x N x K
@@ -121,7 +126,7 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys):
-        """Overwrites the oldest columns of the ring with `keys` (B x C); raises ValueError where B > K."""
+        """Replaces the oldest columns of the queue by `keys` (B x C); raises ValueError if B > K."""
         if len(keys) > self.K:
             raise ValueError(f"a batch of {len(keys)} keys does not fit into a queue of {self.K}")
         columns = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K
@@ -130,12 +135,15 @@ class MoCo(nn.Module):
 
 
 def add_projector(encoder):
-    """Puts Linear, BN, ReLU, Linear, ReLU before the encoder's own `fc`, at the backbone's width d."""
+    """Puts the projector's hidden layers (Linear, BN, ReLU, Linear, ReLU, all of width d) before the encoder's `fc`.
+
+    d is the width of the backbone, the number of input features of `fc`. Returns the encoder, changed in place.
+    """
     d = encoder.fc.in_features
     encoder.fc = nn.Sequential(nn.Linear(d, d), nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(), encoder.fc)
     return encoder
 
 
 def normalize(x):
-    """Rows of N x C to norm 1, never below fp32."""
+    """Scales each row of N x C to L2 norm 1, in float32 or wider."""
     return F.normalize(at_least_fp32(x), dim=1)

@@ -1,4 +1,4 @@
-"""SGD as this project wants it, LARS, and the learning rate's schedule."""
+"""Fused SGD, LARS, and the cosine schedule of the learning rate."""
 
 import math
 
@@ -6,11 +6,14 @@ import torch
 
 
 def sgd(params, lr, momentum=0, weight_decay=0):
-    """torch.optim.SGD in its fused form, with the momentum there from the start, as zeros.
+    """torch.optim.SGD in its fused form, with momentum buffers that exist from the start, as zeros.
 
-    Without it the fused update makes the momentum in its first step, and leaves it unset where a loss scaler has that
-    step skipped. A gradient or a momentum of another memory format than its parameter's gives wrong results on a CPU;
-    autograd's and these have the same.
+    Otherwise the fused update would create them in its first step, and leave them uninitialised if a loss scaler skips
+    that step. On a CPU the fused update gives wrong results if a gradient or a momentum buffer has another memory
+    format than its parameter. Gradients of autograd and these buffers have the same format.
+
+    Args:
+        As torch.optim.SGD.
     """
     optimizer = torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, fused=True)
     for group in optimizer.param_groups:

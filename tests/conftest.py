@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from moco import options
-from moco.launch import Launch
+from moco.engine.launch import Launch
 from moco.tools import fake_imagenet
 
 

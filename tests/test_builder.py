@@ -17,10 +17,10 @@ from moco import builder
 from moco.asymmetry.mean_encoding import mean_encoding
 from moco.asymmetry.multicrop import contrastive_loss
 from moco.builder import MoCo
-from moco.device import grad_scaler
 from moco.distributed import data_parallel
-from moco.meters import AverageMeter
+from moco.engine.meters import AverageMeter
 from moco.optim import sgd
+from moco.precision import grad_scaler
 from tests.conftest import run_ranks
 from tests.test_device import compiles
 

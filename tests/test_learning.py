@@ -7,10 +7,10 @@ from torch import nn
 
 from moco.asymmetry.multicrop import contrastive_loss
 from moco.builder import MoCo
-from moco.image_folder import ImageFolder
+from moco.data.image_list import ImageFolder
 from moco.loader import training_loader
 from moco.views.normalize import normalize_images
-from moco.views.plan import baseline_plan
+from moco.views.recipes import baseline_plan
 
 K, EPOCHS = 64, 40
 

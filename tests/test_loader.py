@@ -12,9 +12,9 @@ from torchvision.transforms import v2
 
 from moco import loader
 from moco.asymmetry.multicrop import multicrop_plan
-from moco.image_folder import ImageFolder
+from moco.data.image_list import ImageFolder
 from moco.loader import CentralViews, CropsTransform, EpochBatches, GaussianBlur, cause_of_death, explained
-from moco.views.plan import baseline_plan
+from moco.views.recipes import baseline_plan
 
 PLAN = multicrop_plan(baseline_plan(24), 12)
 

@@ -13,10 +13,10 @@ from torchvision import models, transforms
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 import main_lincls
-from moco.image_folder import ImageFolder
+from moco.data.image_list import ImageFolder
 from moco.loader import EpochBatches, RandomViews
 from moco.views.normalize import normalize_images
-from moco.views.plan import View
+from moco.views.recipes import View
 from tests import readme
 from tests.conftest import run_ranks, script_in_rank
 

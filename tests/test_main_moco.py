@@ -13,9 +13,9 @@ import torch
 
 import main_lincls
 import main_moco
-from moco.image_folder import ImageFolder
+from moco.data.image_list import ImageFolder
+from moco.engine.json_log import git_commit
 from moco.loader import EpochBatches, RandomViews
-from moco.run_log import git_commit
 from moco.views.normalize import normalize_images
 from tests import readme
 from tests.conftest import run_ranks, script_in_rank

@@ -1,7 +1,7 @@
-"""AsymBN (paper, section 4.4): the target's projector normalises over all devices of a node, the source's over one.
+"""AsymBN (paper, section 4.4): the target's projector normalises over many devices, the source's over one device.
 
-A device here is a group of batch normalisation: where one process normalises in several (`moco/batchnorm.py`), each
-counts.
+A device is one batch-norm group here. If a process normalises its batch in several groups (`moco/batchnorm.py`), each
+group counts as a device.
 """
 
 import torch
@@ -10,18 +10,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from moco.batchnorm import SplitBatchNorm, replace_batchnorm, update_running_statistics
-from moco.device import at_least_fp32
 from moco.distributed import all_gather, rank, world_size
+from moco.precision import at_least_fp32
 
 
 def check_group(size, processes, splits=1):
-    """Refuses a group that does not divide all devices, or cuts through a process; one above all means all.
+    """Refuses a group size that does not divide the devices, or that would cut a process's devices apart.
 
     Args:
-        size: devices a group. processes: in the world. splits: devices a process.
+        size: devices per group; a size above the number of devices means all devices.
+        processes: number of processes. splits: devices per process.
 
     Raises:
-        ValueError: the message names the sizes that would do.
+        ValueError: the size does not fit; the message names the sizes that do.
     """
     devices = processes * splits
     sizes = [n for n in range(1, devices + 1) if devices % n == 0 and (n % splits == 0 or splits % n == 0)]
@@ -37,13 +38,14 @@ def check_group(size, processes, splits=1):
 def synchronize_projector(projector, size=None, splits=1):
     """Replaces each batch normalisation of `projector` by one over `size` devices, in place.
 
-    Every rank must call it. Parameters, statistics and state-dict names stay.
+    Every rank must call this function. Parameters, statistics and state-dict names do not change.
 
     Args:
-        size: devices a group, neighbours; None, or one above all, means all. splits: devices a process.
+        projector: a module. size: devices per group; neighbours form a group. None, or a size above the number of
+            devices, means all devices. splits: devices per process.
 
     Raises:
-        ValueError: as check_group.
+        ValueError: as `check_group`.
     """
     size = min(size or world_size() * splits, world_size() * splits)
     check_group(size, world_size(), splits)
@@ -54,7 +56,10 @@ def synchronize_projector(projector, size=None, splits=1):
 
 
 def process_group(size):
-    """The process group of this rank and its neighbours, `size` in all; None for all. Every rank must call it."""
+    """The process group of `size` neighbouring ranks that this rank belongs to; None if it would hold all ranks.
+
+    Every rank must call this function.
+    """
     world = world_size()
     if size == world:
         return None
@@ -62,24 +67,23 @@ def process_group(size):
 
 
 class SyncTargetBatchNorm1d(nn.BatchNorm1d):
-    """nn.BatchNorm1d whose training statistics are those of all ranks of `group`.
+    """nn.BatchNorm1d whose training statistics are taken over all ranks of `group`.
 
-    The same numbers as torch.nn.SyncBatchNorm, running statistics included, but on any device. The target takes
-    no gradient, so one small gather of means and variances is all there is to synchronise; every rank must hold
-    the same number of samples.
+    It computes what torch.nn.SyncBatchNorm computes, running statistics included, but on any device. The target takes
+    no gradient, so one small gather of means and variances suffices. Every rank must hold the same number of samples.
 
     Args:
-        group: the process group to synchronise over; None means all processes.
+        group: the process group to synchronise over; None means all processes. The others are nn.BatchNorm1d's.
     """
 
     def __init__(self, *args, group=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.group = group
 
-    @torch.compiler.disable  # it waits for other processes
+    @torch.compiler.disable  # a collective would break the compiled graph
     @torch.no_grad()
     def forward(self, x):
-        """x: N x C to N x C, without gradient."""
+        """Normalises x, N x C; returns N x C without gradient."""
         if not self.training:
             return super().forward(x)
         var, mean = torch.var_mean(at_least_fp32(x), dim=0, correction=0)

@@ -1,20 +1,20 @@
-"""MeanEnc (paper, section 4.5): a target that is the mean of the encodings of two views."""
+"""MeanEnc (paper, section 4.5): each key is the mean of the target encodings of two views."""
 
 from dataclasses import replace
 
 
 def mean_encoding_plan(plan):
-    """Doubles the target's views; the source keeps its own."""
+    """Doubles the target's views; the source's views do not change."""
     return replace(plan, target=plan.target * 2)
 
 
 def mean_encoding(k):
-    """Averages the raw encodings of the target's views, before the one L2 normalisation.
+    """Averages the raw encodings of the target's views; the L2 normalisation comes afterwards.
 
     Args:
-        k: views x N x C, not normalised; one view is left as it is.
+        k: views x N x C, not normalised.
 
     Returns:
-        N x C.
+        N x C, not normalised.
     """
     return k.mean(dim=0)

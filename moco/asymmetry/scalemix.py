@@ -1,28 +1,30 @@
-"""ScaleMix (paper, section 4.2): one source view made of two, by a random box."""
+"""ScaleMix (paper, section 4.2): one source view made of two views of the same image, mixed by a random box."""
 
 import math
 from dataclasses import replace
 
 import torch
 
+from moco.views.apply_with_pillow import paste
+
 
 def scalemix_plan(plan):
-    """Marks the source's full-size views as mixed; the small views of MultiCrop stay as they are."""
-    return replace(plan, source=tuple(replace(view, mixed=True) for view in plan.source))
+    """Mixes the source's full-size views; the small views of MultiCrop do not change."""
+    return replace(plan, source=tuple(replace(view, mix_box=mix_box) for view in plan.source))
 
 
 def mix_box(height, width, u):
-    """Draws the box that is taken from the second view.
+    """Draws the box that is cut from the second view and pasted into the first.
 
-    lambda ~ U(0, 1) is the share kept of the first view, up to the clipping: the box has the side ratio
-    sqrt(1 - lambda) and its centre is uniform over the pixels.
+    lambda ~ U(0, 1) is the share of the first view that is kept if the box is not clipped. The box's sides are
+    sqrt(1 - lambda) times those of the view, and its centre is uniform over the pixels.
 
     Args:
         height, width: of the views, in pixels.
-        u: three numbers, uniform on [0, 1): lambda, the centre's row, its column.
+        u: three numbers, uniform on [0, 1): for lambda, the centre's row and the centre's column.
 
     Returns:
-        (top, left, bottom, right), clipped to the view; it may be empty.
+        (top, left, bottom, right) in pixels, clipped to the view; the box may be empty.
     """
     lam, y, x = u
     side = math.sqrt(1 - lam)
@@ -36,22 +38,16 @@ def mix_box(height, width, u):
     )
 
 
-def paste(view1, view2, box):
-    """`view1` (... x H x W) with the box (top, left, bottom, right) of `view2`, as a new tensor."""
-    top, left, bottom, right = box
-    mixed = view1.clone()
-    mixed[..., top:bottom, left:right] = view2[..., top:bottom, left:right]
-    return mixed
-
-
 def scalemix(view1, view2):
-    """Mixes two views of one image, or two batches with one box, drawn from torch's global generator.
+    """Mixes two views of one image, or two batches with the same box. For forks; training draws its boxes itself.
+
+    The box is drawn from torch's global generator.
 
     Args:
-        view1, view2: ... x H x W, of one shape.
+        view1, view2: ... x H x W, of equal shape.
 
     Returns:
-        A new tensor of that shape.
+        A new tensor of that shape: `view1` with a box of `view2`.
 
     Raises:
         ValueError: the shapes differ.

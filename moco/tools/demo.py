@@ -1,8 +1,9 @@
-"""The whole of it on a tiny fake ImageNet: pretraining with several designs, then linear classification.
+"""Demo: pretraining with three designs on a tiny fake ImageNet, then linear classification.
 
     python -m moco.tools.demo [--dir DIR]
 
-Calls the two scripts as a user would and prints each command before it runs it.
+It calls the two scripts as a user would, and prints each command before it runs it. It takes two processes on a CPU,
+or one process per GPU on at most two GPUs.
 """
 
 import argparse
@@ -14,38 +15,38 @@ import subprocess
 import sys
 import tempfile
 
+import torch
+
 from moco.tools.fake_imagenet import CLASSES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 K = 256
-SHARED = ["-a", "resnet18", "--crop-size", "32", "-b", "32", "--seed", "0", "--nproc", "2"]
+SHARED = ["-a", "resnet18", "--crop-size", "32", "-b", "32", "--seed", "0"]
 PRETRAINING = ["--lr", "0.03", "--moco-k", str(K), "--moco-m", "0.99"]
 DESIGNS = ["--enable-scalemix", "--enable-asym-bn", "--enable-mean-encoding"]
-PROBE = ["--lars", "--lr", "400"]  # times 32 / 256: a few hundred steps at a tiny batch want a large rate
+PROBE = ["--lars", "--lr", "400"]  # times 32 / 256; a few hundred steps of a tiny batch need a large rate
 
 
 def demo(folder, epochs=16, probe_epochs=15, images=60):
-    """Runs it in `folder` and prints the summary; returns (first loss, last loss, linear top-1 in percent)."""
+    """Runs the demo in `folder` and prints a summary.
+
+    Args:
+        epochs, probe_epochs: epochs of the pretraining and of the linear classification. images: training images per
+            class.
+
+    Returns:
+        (mean loss of the first epoch, mean loss of the last epoch, top-1 of the linear classification in percent).
+    """
     data = os.path.join(folder, "imagenet")
+    shared = [*SHARED, "--nproc", str(processes())]
     run("-m", "moco.tools.fake_imagenet", data, "--train", str(images), "--size", "96")
     pretraining = run(
-        *(
-            "main_moco.py",
-            *SHARED,
-            *PRETRAINING,
-            "--epochs",
-            str(epochs),
-            "--keep",
-            "1",
-            *DESIGNS,
-            "--output-dir",
-            folder,
-            data,
-        )
+        *("main_moco.py", *shared, *PRETRAINING, "--epochs", str(epochs)),
+        *("--keep", "1", *DESIGNS, "--output-dir", folder, data),
     )
     checkpoint = os.path.join(folder, f"checkpoint__{epochs - 1:04d}.pth.tar")
     probe = run(
-        *("main_lincls.py", *SHARED, *PROBE, "--epochs", str(probe_epochs)),
+        *("main_lincls.py", *shared, *PROBE, "--epochs", str(probe_epochs)),
         *("--pretrained", checkpoint, "--output-dir", folder, data),
     )
     losses = epoch_losses(pretraining)
@@ -55,18 +56,23 @@ def demo(folder, epochs=16, probe_epochs=15, images=60):
         f"""
 Summary
   loss of a blind guess {math.log(K + 1):.3f}   ln(K + 1)
-  loss, first epoch     {first:.3f}   against a queue that starts with noise, which is easier
+  loss, first epoch     {first:.3f}   low, since the queue starts with noise, which is easy to tell apart
   loss, last epoch      {last:.3f}
   linear top-1          {top1:.1f} %  (chance: {100 / len(CLASSES):.1f} %)
   checkpoints           {folder}
-Next, on real data (a folder with train/ and val/, each with a folder a class):
+Next, on real data (a folder with train/ and val/, each with one folder per class):
   python main_moco.py -a resnet50 --multiprocessing-distributed --enable-multicrop DIR"""
     )
     return first, last, top1
 
 
+def processes():
+    """How many processes to start: one per GPU, two at most, and two on a CPU."""
+    return min(torch.cuda.device_count(), 2) or 2
+
+
 def run(*words):
-    """Prints a Python command, runs it in the repository's root with its output shown, and returns that output."""
+    """Prints a Python command, runs it in the repository's root, and shows and returns its output."""
     print(f"\n$ python {shlex.join(words)}", flush=True)
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     lines = []
@@ -79,7 +85,7 @@ def run(*words):
 
 
 def epoch_losses(log):
-    """Epoch to the mean loss of its last printed line."""
+    """The mean loss on the last printed line of each epoch: dict from epoch to loss."""
     found = re.findall(r"^Epoch: \[(\d+)\].*\tLoss \S+ \((\S+)\)", log, flags=re.MULTILINE)
     return {int(epoch): float(loss) for epoch, loss in found}
 
@@ -88,7 +94,7 @@ def main():
     parser = argparse.ArgumentParser(
         prog="python -m moco.tools.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dir", help="where to work (default: a new folder for temporary files)")
+    parser.add_argument("--dir", help="folder to work in (default: a new temporary folder)")
     args = parser.parse_args()
     demo(os.path.abspath(args.dir) if args.dir else tempfile.mkdtemp(prefix="asym-siam-demo-"))
 

@@ -1,9 +1,9 @@
-"""A tiny fake ImageNet: folders train and val of JPEGs, twelve classes told apart by shape and texture.
+"""Makes a tiny fake ImageNet: folders train/ and val/ of JPEGs, with twelve classes that differ in shape and texture.
 
     python -m moco.tools.fake_imagenet DIR
 
-A class is one of four shapes filled with one of three textures. Place, size, turn, colours and the picture's size vary
-within a class, so that neither colour nor position gives it away. Needs Pillow and NumPy only.
+A class is one of four shapes filled with one of three textures. Place, size, rotation, colours and the size of the
+image vary within a class, so neither colour nor position tells the class. It needs only Pillow and NumPy.
 """
 
 import argparse
@@ -23,8 +23,9 @@ def make(folder, train=60, val=20, size=160, classes=12, seed=0):
     """Writes the images.
 
     Args:
-        folder: made if it is missing. train, val: images a class. size: mean side in pixels; they vary by a quarter.
-        classes: how many, 12 at most. seed: the same one gives the same images.
+        folder: is created if it is missing. train, val: images per class.
+        size: mean side in pixels; sides vary by a quarter. classes: number of classes, 12 at most.
+        seed: random seed; equal seeds give equal images.
     """
     for split, count in (("train", train), ("val", val)):
         for label, name in enumerate(CLASSES[:classes]):
@@ -50,13 +51,13 @@ def draw_image(name, size, rng):
 
 
 def distinct_colours(rng):
-    """Three RGB colours whose brightness differs by a clear step, as a list of float arrays."""
+    """Three RGB colours of clearly different brightness, as a list of float arrays."""
     levels = rng.permutation([40.0, 125.0, 210.0])
     return [np.clip(level + rng.uniform(-40, 40, 3), 0, 255) for level in levels]
 
 
 def background(width, height, colour, rng):
-    """A colour with a slope in brightness and some noise: height x width x 3, uint8."""
+    """A colour with a gradient of brightness and some noise: height x width x 3, uint8."""
     y, x = np.mgrid[0:height, 0:width]
     angle = rng.uniform(0, 2 * math.pi)
     slope = 30 * (math.cos(angle) * x / width + math.sin(angle) * y / height)
@@ -72,7 +73,7 @@ def outline(shape, centre, radius, turn):
 
 
 def fill(texture, width, height, radius, colours, rng):
-    """A texture in one or two colours: height x width x 3, uint8."""
+    """A texture of one or two colours: height x width x 3, uint8."""
     y, x = np.mgrid[0:height, 0:width] / (radius / 3.5)  # 3.5 periods across the shape, so that small views show them
     angle = rng.uniform(0, 2 * math.pi)
     u, v = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
@@ -91,11 +92,11 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dir", metavar="DIR", help="where to make train/ and val/")
-    parser.add_argument("--train", metavar="N", type=int, default=60, help="training images a class (60)")
-    parser.add_argument("--val", metavar="N", type=int, default=20, help="validation images a class (20)")
-    parser.add_argument("--size", metavar="PX", type=int, default=160, help="mean side of an image (160)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the images (0)")
+    parser.add_argument("dir", metavar="DIR", help="folder in which to create train/ and val/")
+    parser.add_argument("--train", metavar="N", type=int, default=60, help="training images per class (60)")
+    parser.add_argument("--val", metavar="N", type=int, default=20, help="validation images per class (20)")
+    parser.add_argument("--size", metavar="PX", type=int, default=160, help="mean side of an image in pixels (160)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="random seed of the images (0)")
     args = parser.parse_args()
     if min(args.train, args.val, args.seed) < 0 or args.size < 16:
         parser.error("--train, --val and --seed must not be negative, --size must be 16 or more")

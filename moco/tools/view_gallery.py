@@ -1,9 +1,9 @@
-"""A picture of what the two sides see: a row an image, the source's views on the left, the target's on the right.
+"""Draws what the two sides see: one row per image, the source's views on the left, the target's views on the right.
 
     python -m moco.tools.view_gallery DIR [--enable-multicrop ...] [--augment-on cpu] --out views.png
 
-The draws are those of training for that seed and epoch, and the images the first of that epoch's order. A line frames
-ScaleMix's box. With --both-paths each image has three bands: the views by Pillow, by the device, and their difference.
+It shows the views that a training with that seed uses for the first images of that epoch. A yellow line frames the box
+of ScaleMix. With --both-paths each image has three rows: its views made by Pillow, by the device, and the difference.
 """
 
 import argparse
@@ -14,15 +14,16 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 import main_moco
-from moco.image_folder import ImageFolder
-from moco.loader import EpochBatches, RandomCrops, RandomViews
-from moco.prefetch import finisher
+from moco.data.datasets import RandomCrops, RandomViews
+from moco.data.image_list import ImageFolder
+from moco.data.prefetch_to_device import finisher
+from moco.data.sampler import EpochBatchSampler
+from moco.views.apply_on_device import BOX, Layout
 from moco.views.normalize import MEAN, STD
-from moco.views.on_tensor import BOX, Layout
 
-GAP, MARGIN = 4, 16  # pixels: between views; around the sides
+GAP, MARGIN = 4, 16  # pixels between views, and around the sides
 INK, PAPER, FRAME = (20, 20, 20), (255, 255, 255), (255, 230, 0)
-AMPLIFY = 16  # of a difference, so that one level shows
+AMPLIFY = 16  # factor for the difference, so that one level is visible
 
 
 def main():
@@ -31,16 +32,18 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dir", metavar="DIR", help="folder that holds train/ with a folder a class")
+    parser.add_argument("dir", metavar="DIR", help="folder with train/, which has one folder per class")
     main_moco.add_designs(parser)
-    parser.add_argument("--augment-on", choices=["cpu", "device"], default="cpu", help="the path to show (cpu)")
+    parser.add_argument(
+        "--augment-on", choices=["cpu", "device"], default="cpu", help="which path makes the views (cpu)"
+    )
     parser.add_argument("--both-paths", action="store_true", help="show both paths and their difference")
-    parser.add_argument("--images", metavar="N", type=int, default=4, help="rows (4)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the run (0)")
-    parser.add_argument("--epoch", metavar="N", type=int, default=0, help="0-based (0)")
+    parser.add_argument("--images", metavar="N", type=int, default=4, help="number of images (4)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="random seed of the training (0)")
+    parser.add_argument("--epoch", metavar="N", type=int, default=0, help="0-based epoch of the training (0)")
     parser.add_argument("--crop-size", metavar="PX", type=int, default=224, help="side of the full-size views (224)")
-    parser.add_argument("--mini-crop-size", metavar="PX", type=int, default=96, help="of MultiCrop's views (96)")
-    parser.add_argument("--out", metavar="FILE", default="views.png", help="the picture to write (views.png)")
+    parser.add_argument("--mini-crop-size", metavar="PX", type=int, default=96, help="side of the small views (96)")
+    parser.add_argument("--out", metavar="FILE", default="views.png", help="file to write (views.png)")
     args = parser.parse_args()
     if min(args.images, args.crop_size, args.mini_crop_size) < 1 or min(args.seed, args.epoch) < 0:
         parser.error("--images and the sizes must be positive, --seed and --epoch not negative")
@@ -56,7 +59,7 @@ def main():
 
 def picture(folder, plan, args):
     """Draws the gallery; returns a PIL image."""
-    order = EpochBatches(len(folder), len(folder), args.seed)
+    order = EpochBatchSampler(len(folder), len(folder), args.seed)
     order.epoch = args.epoch
     addresses = next(iter(order))[: args.images]
     paths = ("cpu", "device") if args.both_paths else (args.augment_on,)
@@ -75,7 +78,7 @@ def picture(folder, plan, args):
 
 
 def views_of(folder, plan, seed, addresses, path):
-    """The views of some images on one path, as training makes them: lists of PIL images, one list an image."""
+    """The views of some images as training makes them on one path: a list of PIL images for each image."""
     if path == "cpu":
         dataset = RandomViews(folder, plan.views, seed)
         return [[to_pil(view) for view in dataset[address][0]] for address in addresses]
@@ -89,7 +92,7 @@ def views_of(folder, plan, seed, addresses, path):
 
 
 def boxes(folder, plan, seed, addresses):
-    """Each view's ScaleMix box (top, left, bottom, right), or None; a list an image."""
+    """The box (top, left, bottom, right) of each mixed view, None for other views: a list for each image."""
     layout = Layout(plan.views)
     _, rows, _ = RandomCrops(folder, plan.views, seed).__getitems__(addresses)
     places = list(zip(layout.firsts, plan.views, strict=True))
@@ -97,17 +100,17 @@ def boxes(folder, plan, seed, addresses):
 
 
 def to_pil(view):
-    """3 x H x W, uint8, to a PIL image."""
+    """Converts 3 x H x W, uint8, to a PIL image."""
     return Image.fromarray(view.permute(1, 2, 0).numpy())
 
 
 def difference(a, b):
-    """The absolute difference of two images, amplified."""
+    """The amplified absolute difference of two images."""
     return ImageChops.difference(a, b).point(lambda level: min(255, AMPLIFY * level))
 
 
 def frame(view, box):
-    """Draws the line around a box, where it has an inside."""
+    """Draws a line around the box, unless the box is empty."""
     if box is None or box[0] >= box[2] or box[1] >= box[3]:
         return view
     top, left, bottom, right = box
@@ -117,13 +120,13 @@ def frame(view, box):
 
 
 def sides(plan):
-    """The places of the source's and of the target's views in the plan's order."""
+    """The indices of the source's and of the target's views in the order of the plan."""
     n = len(plan.source) + len(plan.mini)
     return range(n), range(n, len(plan.views))
 
 
 def side(views, places):
-    """One side's views as a strip as high as its first one, smaller ones above each other."""
+    """Arranges the views of one side in a strip, as high as the first view; small views stand above each other."""
     views = [views[i] for i in places]
     height = views[0].height
     spots, x, y, width = [], 0, 0, 0
@@ -139,9 +142,9 @@ def side(views, places):
 
 
 def page(rows, plan, args):
-    """Puts the strips under a heading: the plan in words, the sides, what each band is."""
+    """Puts the strips on one sheet under a heading with the plan in words; returns a PIL image."""
     font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
-    label = 110  # the column of the bands' names
+    label = 110  # width of the column with the names of the rows
     source, target = (max(row[i].width for row in rows) for i in (1, 2))
     width = max(label + source + target + 4 * MARGIN, 640)
     parts = [*plan.split(" | "), f"seed {args.seed}, epoch {args.epoch}"]

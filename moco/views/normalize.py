@@ -1,4 +1,4 @@
-"""From uint8 images to what the network takes, on whatever device they are."""
+"""Normalisation by ImageNet's mean and standard deviation, on any device."""
 
 import functools
 
@@ -9,9 +9,9 @@ STD = (0.229, 0.224, 0.225)
 
 
 def normalize_images(x):
-    """N x 3 x H x W, uint8 or whole floats in [0, 255], to float32 of zero mean and unit deviation over ImageNet.
+    """Normalises N x 3 x H x W, uint8 or whole floats in [0, 255], to float32 by ImageNet's mean and deviation.
 
-    The same operations in the same order as torchvision's ToTensor and Normalize, hence the same values.
+    The operations and their order are those of torchvision's ToTensor and Normalize, so the values are equal.
     """
     mean, std = _constants(x.device)
     return x.div(255).sub_(mean).div_(std)
@@ -19,5 +19,5 @@ def normalize_images(x):
 
 @functools.cache
 def _constants(device):
-    # Made once a device: to copy them there makes the host wait.
+    # Cached per device, since copying them to a GPU makes the host wait.
     return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))

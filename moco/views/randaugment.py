@@ -1,7 +1,7 @@
-"""RandAugment (Cubuk et al., arXiv 1909.13719) as timm names it `rand-m10-n2-mstd0.5`.
+"""RandAugment (Cubuk et al., arXiv 1909.13719), in the form that timm calls `rand-m10-n2-mstd0.5`.
 
-Two operations an image, drawn with replacement from the 15 below; each is applied with probability 0.5, at a
-magnitude from N(10, 0.5) clipped to [0, 10]. torchvision's RandAugment is a different recipe.
+Two operations per image are drawn with replacement from the 15 operations below. Each is applied with probability 0.5,
+at a magnitude drawn from N(10, 0.5) and clipped to [0, 10]. torchvision's RandAugment is a different recipe.
 """
 
 from statistics import NormalDist
@@ -14,11 +14,11 @@ PROBABILITY = 0.5
 MAGNITUDE = NormalDist(mu=10, sigma=0.5)
 MAX_MAGNITUDE = 10
 FILL = (128, 128, 128)
-UNIFORMS = 5  # that `draw_operation` takes
+UNIFORMS = 5  # uniform random numbers that `draw_operation` needs
 
 
 class Operation(NamedTuple):
-    """An operation ready to apply: its name, its argument (None where it takes none), and its interpolation."""
+    """An operation with its drawn argument (None if it takes none), and whether it interpolates bicubically."""
 
     name: str
     argument: float | int | None = None
@@ -26,16 +26,16 @@ class Operation(NamedTuple):
 
 
 def signed(scale):
-    """An argument that is negated with probability 0.5."""
+    """Makes an argument function: `scale` times f, negated with probability 0.5."""
     return lambda f, sign: sign * scale * f
 
 
 def enhance(f, sign):
-    """The enhancement factor of PIL's ImageEnhance."""
+    """The factor for Pillow's ImageEnhance."""
     return 1.8 * f + 0.1
 
 
-# Name to argument as a function of f = magnitude / 10 and a random sign.
+# Each operation's argument as a function of f = magnitude / 10 and a random sign; None if it takes no argument.
 ARGUMENTS = {
     "AutoContrast": None,
     "Equalize": None,
@@ -57,7 +57,7 @@ NAMES = tuple(ARGUMENTS)
 
 
 def draw_operation(u):
-    """Turns 5 numbers, uniform on [0, 1), into an Operation, or None where the layer is not applied."""
+    """Turns 5 numbers, uniform on [0, 1), into an Operation; returns None if no operation is to be applied."""
     which, applied, magnitude, sign, interpolation = u
     if applied >= PROBABILITY:
         return None
@@ -70,7 +70,7 @@ def draw_operation(u):
 
 
 def apply_on_pil(operation, image):
-    """Applies an Operation to an RGB image and returns a new one of the same size."""
+    """Applies an Operation to an RGB image; returns a new image of the same size."""
     name, argument, bicubic = operation
     resample = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
 

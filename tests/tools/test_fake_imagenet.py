@@ -4,7 +4,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from moco.image_folder import ImageFolder
+from moco.data.image_list import ImageFolder
 from moco.tools import fake_imagenet
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco.image_folder import ImageFolder
+from moco.data.image_list import ImageFolder
 from moco.loader import EpochBatches, RandomViews
 from moco.tools import view_gallery
-from moco.views.plan import baseline_plan
+from moco.views.recipes import baseline_plan
 
 COMMAND = [sys.executable, "-m", "moco.tools.view_gallery"]
 DESIGNS = ["--enable-multicrop", "--enable-scalemix", "--enable-asym-aug", "--enable-mean-encoding"]

@@ -1,0 +1,70 @@
+"""Measures how long a checkpoint delays the training, how long it takes to write, and how much memory its copy needs.
+
+    python -m moco.benchmarks.checkpoint [-a resnet50] [--dir DIR] [--repeats N]
+
+The model is on the CPU. From a GPU, the copy would have to pass the bus in addition.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+
+import torch
+
+import main_moco
+from moco.benchmarks.internal.measurements import peak_resident
+from moco.engine.checkpoint_background_writer import BackgroundWriter, size_of
+from moco.engine.checkpoint_format import checkpoint_of
+
+
+def saves(arch, folder, repeats):
+    """Saves a checkpoint `repeats` times into `folder`, each time after the previous write has ended.
+
+    Returns:
+        (bytes of a checkpoint, list of delays in seconds, list of write times in seconds, bytes of additional memory).
+    """
+    args = main_moco.build_parser().parse_args(["-a", arch, "--seed", "0", folder])
+    model, optimizer = main_moco.build(args)
+    for p in filter(lambda p: p.requires_grad, model.parameters()):
+        p.grad = torch.zeros_like(p)
+    optimizer.step()  # creates the momentum
+    checkpoint, stalls, writes = checkpoint_of(1, model, optimizer, {"arch": arch}), [], []
+
+    def save():
+        with BackgroundWriter() as writer:
+            for _ in range(repeats):
+                start = time.perf_counter()
+                writer.save(checkpoint, os.path.join(folder, "checkpoint.pth.tar"))
+                stalls.append(time.perf_counter() - start)
+                writer.wait()
+                writes.append(time.perf_counter() - start - stalls[-1])
+
+    before = peak_resident(lambda: None)
+    peak = peak_resident(save)
+    return size_of(checkpoint), stalls, writes, peak - before
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m moco.benchmarks.checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-a", "--arch", default="resnet50", help="network (resnet50)")
+    parser.add_argument("--dir", metavar="DIR", help="folder to write to (default: the system's temporary folder)")
+    parser.add_argument("--repeats", metavar="N", type=int, default=7, help="number of checkpoints (7)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.dir) as folder:
+        size, stalls, writes, memory = saves(args.arch, folder, args.repeats)
+    print(f"{args.arch}, {args.repeats} checkpoints of {size / 1e6:.0f} MB, torch {torch.__version__}", end=", ")
+    print(f"Python {platform.python_version()}")
+    for name, times in (("stall", stalls), ("write", writes)):
+        print(f"{name}: first {times[0]:.3f} s, median {statistics.median(times):.3f} s, longest {max(times):.3f} s")
+    print(f"memory: {memory / 1e6:.0f} MB at most")
+
+
+if __name__ == "__main__":
+    main()

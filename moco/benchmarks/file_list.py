@@ -1,0 +1,150 @@
+"""Measures the memory and the start-up time of the list of images: our arrays, and torchvision's list of objects.
+
+    python -m moco.benchmarks.file_list [--images N] [--workers N] [--files N]
+
+First part: it simulates a list of N images with ImageNet's names, forks the data workers and lets each of them read
+every entry, as in an epoch. The memory that a worker no longer shares afterwards is its copy of the list (PyTorch
+issue 13246). Second part: it creates a folder of fewer, real and empty files and times its listing without and with
+the cache. It also times the start from a cache of N images.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+import torchvision
+
+from moco.data import image_list_cache
+from moco.data.image_list import ImageFolder
+
+CLASSES = 1000
+MB = 1e6
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m moco.benchmarks.file_list",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--images", metavar="N", type=int, default=1_281_167, help="length of the simulated list (1281167)"
+    )
+    parser.add_argument("--workers", metavar="N", type=int, default=16, help="data workers to fork (16)")
+    parser.add_argument("--files", metavar="N", type=int, default=50_000, help="number of real files to list (50000)")
+    args = parser.parse_args()
+    if min(args.images, args.files) < CLASSES or args.workers < 1:
+        parser.error(f"--images and --files must be {CLASSES} or more, --workers positive")
+    if not os.path.exists("/proc/self/smaps_rollup"):
+        parser.error("this system has no /proc/self/smaps_rollup, which tells how much memory a process owns")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__},"
+    )
+    print(f"torchvision {torchvision.__version__}; {args.images} images, {args.workers} workers; one repeat")
+    print(f"{'list':20s} {'bytes per image':>15s} {'all workers grow by, MB':>24s}")
+    for name, make, read in (
+        ("arrays (here)", arrays_of, lambda folder, i: (folder.path(i), int(folder.labels[i]))),
+        ("list (torchvision)", samples_of, lambda samples, i: samples[i]),
+    ):
+        before = own_memory()
+        entries = make(args.images)
+        size = own_memory() - before
+        grown = growth_of_workers(entries, read, args.workers)
+        print(f"{name:20s} {size / args.images:15.1f} {grown / MB:24.1f}", flush=True)
+        del entries
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache
+        time_listings(args)
+
+
+def name_of(i, images):
+    """The label and the relative path of image i, in ImageNet's form."""
+    label = i * CLASSES // images
+    return label, f"n{label:08d}/n{label:08d}_{i:07d}.JPEG"
+
+
+def arrays_of(images):
+    """An ImageFolder whose files do not exist."""
+    paths, ends, labels = bytearray(), np.zeros(images + 1, np.int64), np.empty(images, np.int32)
+    for i in range(images):
+        labels[i], path = name_of(i, images)
+        paths += path.encode()
+        ends[i + 1] = len(paths)
+    folder = ImageFolder.__new__(ImageFolder)
+    folder.root, folder.classes = "/data/imagenet/train", [f"n{c:08d}" for c in range(CLASSES)]
+    folder._paths, folder._ends, folder.labels = np.frombuffer(bytes(paths), np.uint8), ends, labels
+    return folder
+
+
+def samples_of(images):
+    """The list of objects that torchvision's ImageFolder keeps in `samples`."""
+    return [("/data/imagenet/train/" + path, label) for label, path in (name_of(i, images) for i in range(images))]
+
+
+def growth_of_workers(entries, read, workers):
+    """Bytes by which the own memory of all forked processes together grows while each reads every entry once."""
+    receiver, sender = os.pipe()
+    pids = []
+    for _ in range(workers):
+        pid = os.fork()
+        if pid == 0:
+            for i in range(100):  # so that what every fork copies at first is not counted
+                read(entries, i)
+            before = own_memory()
+            n = len(entries)
+            for i in range(n):
+                read(entries, i)
+            os.write(sender, f"{own_memory() - before}\n".encode())
+            os._exit(0)
+        pids.append(pid)
+    for pid in pids:
+        os.waitpid(pid, 0)
+    os.close(sender)
+    with os.fdopen(receiver) as pipe:
+        return sum(map(int, pipe))
+
+
+def own_memory():
+    """Bytes of memory that this process shares with no other process."""
+    with open("/proc/self/smaps_rollup") as file:
+        lines = [line.split() for line in file]
+    return sum(int(words[1]) for words in lines if words[0] in ("Private_Dirty:", "Private_Clean:")) * 1024
+
+
+def time_listings(args):
+    """Times the listing of real files without and with a cache, and a start from a cache of the whole list."""
+    with tempfile.TemporaryDirectory() as root:
+        for i in range(args.files):
+            _, path = name_of(i, args.files)
+            if not os.path.isdir(folder := os.path.join(root, os.path.dirname(path))):
+                os.mkdir(folder)
+            os.close(os.open(os.path.join(root, path), os.O_CREAT))
+        date_back(root)
+        for words in ("without a cache", "from the cache"):
+            start = time.perf_counter()
+            folder = ImageFolder(root)
+            print(f"{len(folder)} real files {words}: {time.perf_counter() - start:.2f} s")
+        # Stores the whole list as the cache of this folder: equally many folders to check, but more images.
+        full = arrays_of(args.images)
+        arrays = image_list_cache.load(root) | {"paths": full._paths, "ends": full._ends, "labels": full.labels}
+        names = [b".", *(f"n{c:08d}".encode() for c in range(CLASSES))]
+        folders = [(name, image_list_cache.state_of(root, name)) for name in names]
+        image_list_cache.store(root, arrays, folders, time.time_ns())
+        start = time.perf_counter()
+        folder = ImageFolder(root)
+        print(f"{len(folder)} images from the cache: {time.perf_counter() - start:.2f} s")
+
+
+def date_back(root):
+    """Sets the times of a new folder back, so that its listing is cached."""
+    for folder in (*(entry.path for entry in os.scandir(root)), root):
+        os.utime(folder, (time.time() - 100,) * 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

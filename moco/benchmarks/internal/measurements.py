@@ -1,0 +1,112 @@
+"""Measurements that benchmarks share: time of a device's work, memory, bytes on the wire, a matrix product's speed."""
+
+import os
+import platform
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from moco.distributed import from_rank_0, is_initialized
+from moco.engine.launch_plan import cores
+from moco.precision import set_tf32_flags, tf32_flags
+
+
+def synchronize():
+    """Waits until this process's device has finished its work, then for all processes."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    if is_initialized():
+        dist.barrier()
+
+
+def timed(step, steps):
+    """Seconds that `steps` calls of `step()` take."""
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def allocated(device):
+    """Bytes that tensors occupy on a GPU; 0 on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def peak_memory(step, device, before=0):
+    """Peak memory of two steps in GB.
+
+    On a GPU it is the memory of tensors, minus `before` bytes. On a CPU it is the memory of the whole process, or None
+    if the system does not tell.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        timed(step, 2)
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e9
+    peak = peak_resident(lambda: timed(step, 2))
+    return peak and peak / 1e9
+
+
+def peak_resident(function):
+    """Peak memory of this process in bytes while `function()` runs; None if the system does not tell."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # resets the peak
+        function()
+        return int(proc_line("/proc/self/status", "VmHWM").split()[1]) * 1024
+    except OSError:
+        return None
+
+
+def proc_line(path, word):
+    """The first line of a file that begins with `word`, apart from spaces; "" if there is none."""
+    with open(path) as file:
+        return next((line for line in file if line.lstrip().startswith(word)), "")
+
+
+def traffic(function, calls):
+    """Average bytes that a process sends per call of `function()`, counted at the loopback device.
+
+    It needs several processes that use gloo on one Linux machine; otherwise it returns None. Traffic of other programs
+    on the loopback device is counted, too.
+    """
+    if not is_initialized() or dist.get_backend() != "gloo" or not sys.platform.startswith("linux"):
+        return None
+    synchronize()
+    before = loopback_bytes()
+    synchronize()  # no process starts before all have read the counter
+    for _ in range(calls):
+        function()
+    synchronize()
+    return from_rank_0((loopback_bytes() - before) / calls / dist.get_world_size())
+
+
+def loopback_bytes():
+    """Bytes sent over the loopback device since the system's start."""
+    return int(proc_line("/proc/net/dev", "lo:").split(":")[1].split()[8])
+
+
+def hardware(device):
+    """The device's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        name = proc_line("/proc/cpuinfo", "model name").partition(":")[2].strip() or name
+    return f"{name}, {cores()} cores"
+
+
+def product_tflops(device, precision):
+    """Speed of a large square matrix product in TFLOP/s, in the precision that the convolutions use."""
+    n = 8192 if device.type == "cuda" else 1024
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    before = tf32_flags()
+    set_tf32_flags(precision != "fp32", before[1])
+    timed(lambda: a @ b, 3)
+    seconds = min(timed(lambda: a @ b, 10) for _ in range(5)) / 10
+    set_tf32_flags(*before)
+    return 2 * n**3 / seconds / 1e12

@@ -1,0 +1,187 @@
+"""Measures the data path in images per second and core: ours in both forms, and the original's.
+
+    python -m moco.benchmarks.loader DIR [--enable-multicrop ...] [--workers N] [--seconds S] [--json]
+
+Three loaders are timed alternately in one process, with the same number of workers, so that other load on the machine
+affects all of them alike:
+    device    the workers only decode and crop; the rest is left to the device
+    cpu       Pillow does everything in the workers, with the same random draws
+    original  torchvision's PIL transforms, ImageFolder and the default collate function; floats leave the workers
+The floor is what a CPU must do in any case, decoding and cropping, in bare loops without a loader.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from itertools import count, islice
+
+import numpy as np
+import torch
+import torchvision
+from torch.multiprocessing import get_context
+
+import main_moco
+from moco.benchmarks.internal.measurements import timed
+from moco.benchmarks.internal.original_loader import original_loader
+from moco.data.image_list import ImageFolder
+from moco.data.prefetch_to_device import finisher
+from moco.engine.launch_plan import cores
+from moco.loader import training_loader
+
+BATCH = 32  # images of one of the paper's GPUs
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m moco.benchmarks.loader",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dir", metavar="DIR", help="folder with train/, which has one folder per class")
+    main_moco.add_designs(parser)
+    parser.add_argument("--crop-size", metavar="PX", type=int, default=224, help="side of the full-size views (224)")
+    parser.add_argument("--mini-crop-size", metavar="PX", type=int, default=96, help="side of the small views (96)")
+    parser.add_argument("--workers", metavar="N", type=int, default=cores(), help="data workers (default: the cores)")
+    parser.add_argument("--seconds", metavar="S", type=float, default=60, help="total measuring time (60)")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    args = parser.parse_args()
+    if args.workers < 1 or not args.seconds > 0:
+        parser.error("--workers and --seconds must be positive")
+    try:
+        folder = ImageFolder(os.path.join(args.dir, "train"))
+    except OSError as error:
+        parser.error(str(error))
+    if len(folder) < BATCH:
+        parser.error(f"{folder.root!r} has {len(folder)} images; a batch of {BATCH} is measured")
+    result = bench(folder, args)
+    report(result, args)
+
+
+def bench(folder, args):
+    """Measures everything; returns a dict of figures; rates are in images per second and core."""
+    plan = main_moco.view_plan(args)
+    print(plan, flush=True)
+    loaders = {
+        "device": endless(training_loader(folder, plan.views, BATCH, 0, args.workers, augment_on="device")),
+        "cpu": endless(training_loader(folder, plan.views, BATCH, 0, args.workers)),
+        "original": endless(original_loader(folder.root, plan, BATCH, args.workers)),
+    }
+    batches = {name: next(loader) for name, loader in loaders.items()}
+    rounds = 5
+    rates = {name: [] for name in (*loaders, "floor", "decode_only")}
+    for _ in range(rounds):
+        for name, loader in loaders.items():
+            rates[name].append(rate_of(loader, args.seconds / rounds / 5, args.workers))
+        for name in ("floor", "decode_only"):
+            rates[name].append(rate_of_loops(folder, plan, name, args.seconds / rounds / 5, args.workers))
+    result = {name: statistics.median(values) for name, values in rates.items()}
+    for name in ("device", "cpu"):
+        result[f"{name}_over_original"] = statistics.median(
+            a / b for a, b in zip(rates[name], rates["original"], strict=True)
+        )
+    result["share_of_floor"] = statistics.median(a / b for a, b in zip(rates["device"], rates["floor"], strict=True))
+    result |= {f"bytes_{name}": size_of(batch) for name, batch in batches.items()}
+    result["device_part_ms"], result["device_name"] = device_part(plan, loaders["device"])
+    return result
+
+
+def endless(loader):
+    """Yields the batches of epoch after epoch."""
+    for epoch in count():
+        if hasattr(loader.batch_sampler, "epoch"):
+            loader.batch_sampler.epoch = epoch
+        yield from loader
+
+
+def rate_of(loader, seconds, workers):
+    """Images per second and core, after the batches that the workers had prepared in advance are used up."""
+    for _ in islice(loader, 3 * workers):
+        pass
+    start, images = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds or not images:
+        next(loader)
+        images += BATCH
+    return images / elapsed / workers
+
+
+def rate_of_loops(folder, plan, kind, seconds, workers):
+    """Images per second and core of processes that only decode ("decode_only"), or decode and crop ("floor")."""
+    dataset = training_loader(folder, plan.views, BATCH, 0, 0, augment_on="device").dataset
+    context = get_context("fork")
+    queue = context.SimpleQueue()
+    processes = [
+        context.Process(target=loop, args=(dataset, kind, seconds, seed, queue), daemon=True)
+        for seed in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    rates = [queue.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(rates) / workers
+
+
+def loop(dataset, kind, seconds, seed, queue):
+    """One such process. The random parameters are drawn before the clock starts."""
+    torch.set_num_threads(1)
+    order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
+    draws = {}
+    for index in order:
+        width, height = dataset.folder.load(index).size
+        draws[index] = dataset.draws(0, index, width, height)
+    out = {size: torch.empty(len(r), size, size, 3, dtype=torch.uint8) for size, r in dataset.layout.rows.items()}
+    start, images = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds:
+        index = order[images % len(order)]
+        image = dataset.folder.load_tensor(index)
+        if kind == "floor":
+            dataset.layout.crop(image, draws[index], out)
+        images += 1
+    queue.put(images / elapsed)
+
+
+def size_of(batch):
+    """Bytes of all tensors of a batch."""
+    if isinstance(batch, torch.Tensor):
+        return batch.numel() * batch.element_size()
+    return sum(map(size_of, batch.values() if isinstance(batch, dict) else batch))
+
+
+def device_part(plan, loader, repeats=7):
+    """The time of the device's part in milliseconds per image, and the device's name.
+
+    A GPU gets the paper's 256 images at once, because launching its kernels would dominate the time of a small batch.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    joined = list(islice(loader, 8 if device.type == "cuda" else 1))
+    crops = {size: torch.cat([batch[0][size] for batch in joined]) for size in joined[0][0]}
+    batch = (crops, *(torch.cat([batch[i] for batch in joined]) for i in (1, 2)))
+    finish = finisher(plan.views, "device", device)
+    times = [timed(lambda: finish(batch), 1) for _ in range(repeats + 1)]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return statistics.median(times[1:]) / len(batch[2]) * 1000, name
+
+
+def report(result, args):
+    """Prints the table and, with --json, a line of JSON."""
+    print(
+        f"{platform.machine()}, {cores()} cores, Python {platform.python_version()}, torch {torch.__version__},",
+        end=" ",
+    )
+    print(f"torchvision {torchvision.__version__}; {args.workers} workers, batch {BATCH}")
+    print(f"{'path':12s} {'images/s/core':>14s} {'over original':>14s} {'MB a batch':>11s}")
+    for name in ("device", "cpu", "original"):
+        ratio = result.get(f"{name}_over_original", 1.0)
+        print(f"{name:12s} {result[name]:14.1f} {ratio:14.2f} {result[f'bytes_{name}'] / 1e6:11.2f}")
+    print(f"{'floor':12s} {result['floor']:14.1f}   of which `device` reaches {result['share_of_floor']:.0%}")
+    print(f"{'decode only':12s} {result['decode_only']:14.1f}")
+    print(f"the device's part takes {result['device_part_ms']:.3f} ms an image on {result['device_name']}")
+    if args.json:
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Measures the training step on synthetic batches in images per second: ours and the original's.
+
+    python -m moco.benchmarks.step [-a resnet50] [-b 256] [--nproc N] [--enable-...] [--bn-splits N]
+                                    [--precision P] [--compile] [--all] [--seconds S] [--json]
+
+It takes every other flag of main_moco.py, too. Both steps are timed alternately in the same processes; the figures are
+medians over 5 rounds. The original's step (moco/benchmarks/internal/original_step.py) uses NCHW, float32 with torch's
+default flags (TF32 convolutions on GPUs that have them) and one forward pass per view; every rank gathers all images,
+and the loss is read in each step. --all measures the baseline, each design and all five designs together.
+"""
+
+import argparse
+import functools
+import gc
+import json
+import math
+import platform
+import shlex
+import statistics
+import sys
+from itertools import count
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
+
+import main_moco
+from main_moco import DESIGNS
+from moco.benchmarks.internal.measurements import allocated, hardware, peak_memory, product_tflops, timed, traffic
+from moco.benchmarks.internal.original_step import OriginalMoCo, gather, original_step
+from moco.builder import add_projector
+from moco.distributed import from_rank_0, is_initialized, rank
+from moco.engine import speed_flags
+from moco.engine.data_parallel import data_parallel
+from moco.engine.flags import number
+from moco.engine.launch import start_processes
+from moco.engine.launch_plan import plan_launch
+from moco.precision import grad_scaler, set_precision, set_tf32_flags, tf32_flags
+from moco.shuffle import BatchShuffle
+
+ROUNDS, WARM_UP = 5, 3
+IMAGENET, EPOCHS = 1_281_167, 100
+# Time over the baseline's time, from the hours in the paper's table.
+PAPER = {"MultiCrop": 2.15, "ScaleMix": 1.30, "AsymAug": 1.02, "AsymBN": 1.01, "MeanEnc": 1.36}
+
+
+def main(argv=None):
+    own = argparse.ArgumentParser(
+        prog="python -m moco.benchmarks.step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    own.add_argument("--all", action="store_true", help="measure the baseline, each design and all five")
+    own.add_argument(
+        "--seconds", metavar="S", default=20, type=number(float, 0), help="measuring time for each row and side"
+    )
+    own.add_argument("--json", action="store_true", help="end with one line of JSON")
+    mine, theirs = own.parse_known_args(argv)
+    parser = main_moco.build_parser()
+    parser.prog = own.prog
+    args = parser.parse_args([".", *theirs])
+    vars(args).update(vars(mine), seed=0, command=shlex.join([*own.prog.split(), *(argv or sys.argv[1:])]))
+    try:
+        run = plan_launch(args)
+        speed_flags.settle(args)
+        args.total_batch = args.batch_size * run.nodes
+        if args.batch_size % run.local:
+            raise ValueError(
+                f"--batch-size {args.batch_size} does not give {run.local} processes the same number of images; "
+                f"give {max(args.batch_size // run.local, 2) * run.local}"
+            )
+        args.enable_asym_bn |= args.all
+        for splits in {args.bn_splits, 1}:  # 1, since the cost of the groups is measured, too
+            main_moco.check_model(argparse.Namespace(**(vars(args) | {"bn_splits": splits})), run)
+    except ValueError as error:
+        parser.error(error)
+    start_processes(bench, run, args, run)
+
+
+def bench(device, args, run):
+    """One process of the benchmark; global rank 0 prints."""
+    torch.backends.cudnn.benchmark = True
+    # The compiler counts the encoders of all rows as one. At its limit it would silently stop compiling.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    product = product_tflops(device, args.precision)
+    if rank() == 0:
+        print(
+            f"{hardware(device)}, {run.world} processes, torch {torch.__version__}, Python {platform.python_version()}"
+        )
+        own = f"--precision {args.precision or 'as torch does'}, --bn-splits {args.bn_splits}"
+        print(f"ours: {own}{', compiled' * args.compile}; original: float32, TF32 convolutions on GPUs that have them")
+        print(f"a large matrix product: {product:.2f} TFLOP/s a process")
+        print(" | ".join(f"{title:>{width}}" for title, width in COLUMNS.values()), flush=True)
+    rows, baseline = [], None
+    for on in table_rows(args):
+        row, ours = measure(device, with_designs(args, on), run, baseline)
+        baseline = baseline or ours
+        row["designs"] = "+".join(on) or "baseline"
+        row["cost_by_arithmetic"] = flops(args, on, pixels=True) / flops(args, (), pixels=True)
+        row["cost_in_paper"] = PAPER.get(row["designs"])
+        row["tflops"] = flops(args, on) * row["ours"] / run.world / 1e12
+        row["of_product"] = row["tflops"] / product
+        row["hours"] = IMAGENET * EPOCHS / row["ours"] / 3600
+        rows.append(row)
+        if rank() == 0:
+            print(" | ".join(cell(row, name) for name in COLUMNS), flush=True)
+    if rank() == 0:
+        print(NOTES)
+        if args.json:
+            chosen = rows[0] if args.all else rows[-1]
+            facts = {"command": args.command, "hardware": hardware(device), "torch": torch.__version__}
+            print(json.dumps({**chosen, **facts, "processes": run.world, "product_tflops": product, "rows": rows}))
+
+
+NOTES = """cost: time over the baseline's time; arithmetic: the same, computed from the number of pixels;
+paper: the same, from the paper's hours; splits: time with --bn-splits over time without; peak GB: of a GPU's tensors, or of the process on a CPU;
+hours: for 100 epochs of ImageNet; bytes: sent per process and step over gloo"""
+COLUMNS = {  # name of a figure: title, width
+    "designs": ("designs", 41),
+    "ours": ("ours, images/s", 14),
+    "original": ("original", 8),
+    "ours_over_original": ("ours/original", 13),
+    "cost": ("cost", 5),
+    "cost_by_arithmetic": ("arithmetic", 10),
+    "cost_in_paper": ("paper", 5),
+    "cost_of_splits": ("splits", 6),
+    "memory_gb": ("peak GB", 7),
+    "tflops": ("TFLOP/s", 7),
+    "of_product": ("of product", 10),
+    "hours": ("hours", 7),
+    "image_bytes": ("image bytes", 11),
+    "image_bytes_over_original": ("/original", 9),
+    "step_bytes": ("step bytes", 10),
+    "step_bytes_over_original": ("/original", 9),
+}
+
+
+def cell(row, name):
+    """A figure of a row as text, at the width of its column."""
+    value, width = row[name], COLUMNS[name][1]
+    if value is None:
+        return f"{'-':>{width}}"
+    if isinstance(value, str):
+        return f"{value:>{width}}"
+    return f"{value:{width},.0f}" if value >= 1000 else f"{value:{width}.3g}"
+
+
+def table_rows(args):
+    """The combinations of designs to measure, each a tuple of names; first the baseline, to which costs refer."""
+    if args.all:
+        return [(), *((name,) for name in DESIGNS), tuple(DESIGNS)]
+    given = main_moco.designs_on(args)
+    return [(), given] if given else [()]
+
+
+def with_designs(args, on):
+    """A copy of `args` in which exactly the designs `on` are turned on."""
+    return argparse.Namespace(**(vars(args) | {flag: name in on for name, flag in DESIGNS.items()}))
+
+
+def measure(device, args, run, baseline):
+    """Measures one combination of designs.
+
+    Args:
+        baseline: a function that takes one step of the baseline, which is timed alternately with the others; None if
+            this combination is the baseline.
+
+    Returns:
+        A dict of the figures (rates are in images/s over all processes), and a function that takes our step.
+    """
+    plan = main_moco.view_plan(args)
+    n = args.total_batch // run.world
+    views = plan.split([torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views])
+    torchs_own = tf32_flags()
+
+    def set_flags(name):
+        set_tf32_flags(*torchs_own)
+        if name != "original":
+            set_precision(args.precision)
+
+    plain = argparse.Namespace(**(vars(args) | {"bn_splits": 1}))
+    makers = {"ours": lambda: our_step(device, args, run, plan, views)}
+    makers["original"] = lambda: the_originals_step(device, args, views)
+    if args.bn_splits > 1:
+        makers["one_group"] = lambda: our_step(device, plain, run, plan, views)
+    gc.collect()  # frees what the previous row has left
+    before, steps = allocated(device), {}
+    for name, make in makers.items():
+        set_flags(name)
+        steps[name] = make()
+        for _ in range(WARM_UP):
+            steps[name]()
+        if name == "ours":  # before the other steps occupy memory
+            memory = peak_memory(steps[name], device, before)
+    ours = steps["ours"]
+    if baseline:
+        steps["baseline"] = baseline
+    seconds, rates = {}, {name: [] for name in steps}
+    for round_ in range(-1, ROUNDS):  # round -1 finds out how many steps a round has
+        for name, step in steps.items():
+            set_flags(name)
+            k = 2 if round_ < 0 else max(1, math.ceil(args.seconds / ROUNDS / seconds[name]))
+            seconds[name] = from_rank_0(timed(step, k) / k)
+            if round_ >= 0:
+                rates[name].append(args.total_batch / seconds[name])
+    result = {name: statistics.median(rates[name]) for name in ("ours", "original")}
+    result["ours_over_original"] = ratio(rates["ours"], rates["original"])
+    result["cost"] = ratio(rates["baseline"], rates["ours"]) if baseline else 1.0
+    result["cost_of_splits"] = ratio(rates["one_group"], rates["ours"]) if args.bn_splits > 1 else None
+    result["memory_gb"] = memory
+    images = torch.cat(views[2])
+    # Many calls, since each shuffle differs.
+    calls = max(1, min(6_000, 2**30 // (images[0].numel() * 4)) // args.total_batch)
+    sent = {name: traffic(step, 2) for name, step in steps.items()}
+    sent |= {
+        "image_ours": traffic(shuffle_of(views[2], args), calls),
+        "image_original": traffic(lambda: gather(images), 5),
+    }
+    for what, prefix in (("step", ""), ("image", "image_")):
+        a, b = sent[f"{prefix}ours"], sent[f"{prefix}original"]
+        result[f"{what}_bytes"], result[f"{what}_bytes_over_original"] = a, a and a / b
+    set_flags("original")
+    return result, ours
+
+
+def ratio(a, b):
+    """The median over the rounds of the ratio of two rates."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def our_step(device, args, run, plan, views):
+    """A function that takes one step of main_moco.py."""
+    model, optimizer = main_moco.build(args, device)
+    scaler, step = grad_scaler(device, args.precision), count()
+    batch = args.total_batch // run.world
+    net = data_parallel(model, device, lambda net: main_moco.noise_loss(plan, args.precision, net, batch))
+    net.train()
+    return lambda: main_moco.train_step(net, optimizer, scaler, views, next(step), args.precision)
+
+
+def the_originals_step(device, args, views):
+    """A function that takes one step as the original does."""
+    net = OriginalMoCo(
+        lambda num_classes: models.get_model(args.arch, num_classes=num_classes),
+        *(args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.enable_asym_bn, device),
+    ).to(device)
+    optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+    if is_initialized():
+        net = DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
+    return lambda: original_step(net, optimizer, views)
+
+
+def shuffle_of(im_k, args):
+    """A function that sends the target's images to the ranks that encode them, as one step does."""
+    step = count()
+    return lambda: BatchShuffle(len(im_k), len(im_k[0]), 0, next(step), args.bn_splits).shuffle(torch.cat(im_k))
+
+
+def flops(args, on, pixels=False):
+    """Floating-point operations of a step per image: 1 forward pass, and for the source 2 more for its backward pass.
+
+    With `pixels`, a pass costs its number of pixels instead. The ratio of such costs is the column "arithmetic".
+    """
+    plan = main_moco.view_plan(with_designs(args, on))
+
+    def forward(view):
+        return view.size**2 if pixels else encoder_flops(args.arch, args.moco_dim, view.size)
+
+    return 3 * sum(forward(view) for view in (*plan.source, *plan.mini)) + sum(forward(view) for view in plan.target)
+
+
+@functools.cache
+def encoder_flops(arch, dim, size):
+    """Floating-point operations of a forward pass for one image of `size` x `size` pixels."""
+    net = add_projector(models.get_model(arch, num_classes=dim)).eval().to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, 3, size, size, device="meta"))
+    return counter.get_total_flops()
+
+
+if __name__ == "__main__":
+    main()

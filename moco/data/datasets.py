@@ -1,0 +1,137 @@
+"""Datasets that turn image files into views, as the data workers run them."""
+
+import math
+from itertools import accumulate
+
+import torch
+import torchvision.transforms.functional as TF
+from torch.utils.data import Dataset, get_worker_info
+
+from moco.counter_rng import VIEWS, generator
+from moco.data.image_decoding import MOST_PIXELS
+from moco.views.apply_on_device import Layout
+from moco.views.apply_with_pillow import render
+from moco.views.random_parameters import draw_view, uniforms_needed
+
+
+class RandomDataset(Dataset):
+    """Base of the two training datasets: an ImageFolder whose views are drawn anew in each epoch.
+
+    An item's address is (epoch, index), so that persistent data workers know the epoch.
+
+    Args:
+        folder: an ImageFolder. views: tuple of View. seed: the run's seed.
+        substitutes: a Substitutes for images that can't be decoded; None lets the error through.
+    """
+
+    def __init__(self, folder, views, seed, substitutes=None):
+        self.folder, self.views, self.seed, self.substitutes = folder, views, seed, substitutes
+        self.ends = list(accumulate(uniforms_needed(view) for view in views))
+
+    def __len__(self):
+        return len(self.folder)
+
+    def draws(self, epoch, index, width, height):
+        """Draws the random parameters of an image's views: a list with one Draw per view.
+
+        A substitute is drawn with the address of the image that it replaces.
+
+        Args:
+            width, height: size of the decoded image in pixels.
+        """
+        u = generator(VIEWS, self.seed, epoch, index).random(self.ends[-1]).tolist()
+        starts = [0, *self.ends]
+        return [
+            draw_view(view, width, height, u[start:end])
+            for view, start, end in zip(self.views, starts, self.ends, strict=False)
+        ]
+
+    def decode(self, load, epoch, index):
+        """Decodes image `index`, or its substitute, by `load`, a method of the folder.
+
+        Returns:
+            (what `load` returned, the index of the image that it decoded).
+        """
+        if self.substitutes is None:
+            return load(index), index
+        return self.substitutes.decode(load, epoch, index)
+
+
+class RandomViews(RandomDataset):
+    """The reference path (`--augment-on cpu`): Pillow makes the finished views in the data workers.
+
+    An item is (views, label): a list with one 3 x size x size tensor (uint8) per View, and an int.
+    """
+
+    def __getitem__(self, address):
+        epoch, index = address
+        image, shown = self.decode(self.folder.load, epoch, index)
+        draws = self.draws(epoch, index, *image.size)
+        views = [render(draw, view.size, image) for draw, view in zip(draws, self.views, strict=True)]
+        return views, int(self.folder.labels[shown])
+
+
+class RandomCrops(RandomDataset):
+    """The fast path (`--augment-on device`): data workers only decode and crop, the device does the rest.
+
+    It returns whole batches, (crops, rows, labels), for `views.apply_on_device`:
+        crops: dict from size to N x R x size x size x 3, uint8; R is the number of crops of that size per image.
+        rows: N x (sum of all R) x COLUMNS, float32: the random parameters of what remains to be done.
+        labels: N, long.
+    """
+
+    def __init__(self, folder, views, seed, substitutes=None):
+        super().__init__(folder, views, seed, substitutes)
+        self.layout = Layout(views)
+
+    def __getitems__(self, addresses):
+        n = len(addresses)
+        crops = {size: shared_empty(n, len(rows), size, size, 3) for size, rows in self.layout.rows.items()}
+        rows, shown = [], []
+        for i, (epoch, index) in enumerate(addresses):
+            image, substitute = self.decode(self.folder.load_tensor, epoch, index)
+            shown.append(substitute)
+            draws = self.draws(epoch, index, image.shape[1], image.shape[0])
+            self.layout.crop(image, draws, {size: x[i] for size, x in crops.items()})
+            rows.append(self.layout.rows_of(draws))
+        return crops, torch.tensor(rows), torch.from_numpy(self.folder.labels[shown]).long()
+
+
+def shared_empty(*shape):
+    """An uninitialised uint8 tensor. In a data worker it is in shared memory, so it is not copied on its way out."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+class CentralViews(Dataset):
+    """For validation: resizes each image's shorter side to 256 pixels and takes the central 224 x 224 crop.
+
+    An item, addressed by its index, is (view, label): 3 x size x size (uint8), and an int.
+
+    Args:
+        folder: an ImageFolder.
+        size: side of the crop in pixels; the resize is in proportion (256 / 224).
+
+    Raises:
+        OSError: on access to an image that can't be decoded, or that is so long that resizing it would fill the
+            memory.
+    """
+
+    def __init__(self, folder, size=224):
+        self.folder, self.size = folder, size
+
+    def __len__(self):
+        return len(self.folder)
+
+    def __getitem__(self, index):
+        image, side = self.folder.load(index), round(self.size * 256 / 224)
+        if max(image.size) * side**2 > MOST_PIXELS * min(image.size):
+            width, height = image.size
+            path = self.folder.path(index)
+            raise OSError(
+                f"the image {path!r} of {width} x {height} pixels is too long to be resized to {side} a side"
+            )
+        image = TF.resize(image, side)
+        return TF.pil_to_tensor(TF.center_crop(image, [self.size, self.size])), int(self.folder.labels[index])

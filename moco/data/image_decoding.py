@@ -1,0 +1,101 @@
+"""Decoding image files: to Pillow images or tensors, with protection against broken and hostile files."""
+
+import errno
+import io
+import os
+import stat
+
+import numpy as np
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # deprecated since torchvision 0.29
+    decode_jpeg = None
+
+JPEG = b"\xff\xd8\xff"
+# Decided by the file's content, whatever its extension. Pillow's other readers are not for photographs, and one of
+# them starts another program.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+LARGEST = 2**30  # bytes of a file
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow refuses to decode more; this project refuses to make more
+
+# Errors of the system, not of the file: a failing disk or server, too many open files, no memory.
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+class BadImageError(OSError):
+    """An image that can't be decoded; the message names the file."""
+
+
+def decode_to_pil(path):
+    """Decodes an image file to a Pillow image in mode RGB, whatever the file's mode.
+
+    Raises:
+        BadImageError: the file can't be decoded, or is larger than any real photograph.
+        OSError: the file can't be read at the moment, for example because a disk fails. Both messages name the file.
+    """
+    try:
+        with open_image(path) as file:
+            return to_rgb(Image.open(file, formats=FORMATS))
+    except Exception as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
+            raise OSError(f"can't read the image {path!r}: {str(error) or 'out of memory'}") from error
+        raise BadImageError(f"can't decode the image {path!r}: {error}") from error
+
+
+def decode_to_tensor(path):
+    """Decodes an image file to H x W x 3, uint8, with the pixels of `decode_to_pil`.
+
+    JPEGs are decoded by torchvision, which is faster; everything else by Pillow.
+
+    Raises:
+        BadImageError, OSError: as `decode_to_pil`.
+    """
+    try:
+        with open_image(path) as file:
+            data = file.read()
+        if data.startswith(JPEG) and decode_jpeg is not None:
+            Image.open(io.BytesIO(data), formats=("JPEG",))  # checks the header, which may promise terabytes of pixels
+            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            return decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).contiguous()
+    except Exception:
+        pass  # torchvision refuses CMYK and more; Pillow decides, and its error says what is wrong
+    return TF.pil_to_tensor(decode_to_pil(path)).permute(1, 2, 0).contiguous()
+
+
+def open_image(path):
+    """Opens a file for reading bytes.
+
+    Raises:
+        OSError: the file can't be opened, is not a regular file (a pipe would block, a device never end), or is too
+            large.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        if status.st_size > LARGEST:
+            raise OSError(f"it has {status.st_size} bytes, more than {LARGEST}")
+    except OSError:
+        os.close(descriptor)
+        raise
+    return open(descriptor, "rb")
+
+
+def to_rgb(image):
+    """Converts a Pillow image of any mode except F to RGB; 16-bit grey keeps its upper byte, transparency is dropped.
+
+    Raises:
+        ValueError: the mode is F, whose values have no fixed range.
+    """
+    if image.mode == "F":
+        raise ValueError("its values are floats of an unknown range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")

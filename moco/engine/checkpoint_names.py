@@ -1,0 +1,74 @@
+"""The names of a script's checkpoint files, and which of them exist, may be resumed, or are to be removed."""
+
+import os
+import re
+from dataclasses import dataclass
+
+ENDING = ".pth.tar"
+LAST = "last"  # the checkpoint within an epoch
+
+
+@dataclass(frozen=True)
+class CheckpointNames:
+    """The checkpoint files of one script in one folder.
+
+    Attributes:
+        folder: --output-dir.
+        prefix: beginning of the names of the files that a run can be resumed from.
+        numbered: whether each epoch writes a file of its own (PREFIX_EPOCH), or all epochs the same file (PREFIX).
+        best: name of the file for the best epoch, without its ending; None if there is none.
+    """
+
+    folder: str
+    prefix: str
+    numbered: bool
+    best: str | None = None
+
+    def of_epoch(self, epoch):
+        """The path of the checkpoint after the 0-based `epoch`."""
+        return self._path(f"{self.prefix}_{epoch:04d}" if self.numbered else self.prefix)
+
+    def within_epoch(self):
+        """The path of the checkpoint that --save-every and a stop signal write."""
+        return self._path(f"{self.prefix}_{LAST}")
+
+    def of_best(self):
+        """The path of the best epoch's checkpoint."""
+        return self._path(self.best)
+
+    def _path(self, name):
+        return os.path.join(self.folder, name + ENDING)
+
+    def pattern(self):
+        """A regular expression for all names that this script writes. Its group is the epoch or LAST."""
+        epoch = rf"_(\d{{4,}}|{LAST})" if self.numbered else rf"(?:_({LAST}))?"
+        others = f"|{re.escape(self.best + ENDING)}" if self.best else ""
+        return rf"{re.escape(self.prefix)}{epoch}{re.escape(ENDING)}{others}"
+
+    def resumable(self):
+        """The existing files that --resume auto chooses from.
+
+        Returns:
+            dict from path to the epoch in the name (an int), LAST, or None if the files are not numbered.
+        """
+        files = os.listdir(self.folder) if os.path.isdir(self.folder) else []
+        best = self.best and self.best + ENDING
+        matches = [match for match in map(re.compile(self.pattern()).fullmatch, files) if match and match[0] != best]
+        return {
+            os.path.join(self.folder, match[0]): int(match[1]) if match[1] not in (LAST, None) else match[1]
+            for match in matches
+        }
+
+    def outdated(self, epoch, keep):
+        """The paths that --keep removes after the checkpoint of `epoch` is written; none if `keep` is None."""
+        if keep is None or not self.numbered:
+            return []
+        return [path for path, name in self.resumable().items() if isinstance(name, int) and name <= epoch - keep]
+
+    def files_to_come(self, epochs, keep):
+        """How many more files a run of `epochs` further epochs adds to the folder, for the check of the disk space."""
+        existing = self.resumable().values()
+        if not self.numbered:
+            return 2 + (self.best is not None) - len(existing)
+        files = min(keep or epochs, epochs) + 1  # and the one within an epoch
+        return files - (len(existing) if keep else LAST in existing)

@@ -1,0 +1,104 @@
+"""Reading checkpoint files: checked for damage, on one rank or sent to all. Every file is loaded with weights_only."""
+
+import io
+import os
+import zipfile
+
+import torch
+import torch.distributed as dist
+
+from moco.distributed import collective_device, is_initialized, rank
+from moco.engine.checkpoint_format import CheckpointError, progress_of
+from moco.safe_print import first_line
+
+
+def read(path, check=True):
+    """Reads a checkpoint to the CPU.
+
+    Args:
+        check: whether to compare the file's checksums. Without it, tensors are read only when they are used.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or damaged, or its content is no checkpoint.
+    """
+    if not os.path.isfile(path):
+        raise CheckpointError(f"no checkpoint {path!r}")
+    if check:
+        check_intact(path)
+    try:
+        mmap = not check and zipfile.is_zipfile(path)  # files of old torch releases can't be mapped
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        raise CheckpointError(f"can't read the checkpoint {path!r}: {first_line(error)}") from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"the checkpoint {path!r} holds a {type(checkpoint).__name__}, not a dict")
+    for key, part in (("state_dict", checkpoint.get("state_dict", {})), ("options", checkpoint.get("options", {}))):
+        if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
+            raise CheckpointError(f"the checkpoint {path!r} has a {key!r} that is not a dict of names")
+    return checkpoint
+
+
+def check_intact(path):
+    """Compares the checksums in a file, which torch does not do. Files of torch before 1.6 have none.
+
+    Raises:
+        CheckpointError: a checksum differs, or the file is no complete archive.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except Exception as error:  # a damaged directory of the archive raises many kinds of errors
+        damaged = first_line(error)
+    if damaged is not None:
+        raise CheckpointError(f"the checkpoint {path!r} is damaged ({damaged})")
+
+
+def check_numbers(checkpoint, path):
+    """Raises CheckpointError if a number that a resume relies on is no integer of its range."""
+    options = checkpoint.get("options", {})
+    numbers = [(checkpoint, "epoch", 0), (checkpoint, "step", 0), (checkpoint, "processes", 1)]
+    for where, key, low in [*numbers, (options, "seed", 0), (options, "total_batch", 1), (options, "bn_splits", 1)]:
+        value = where.get(key, low)
+        if type(value) is not int or not low <= value < 2**63:
+            raise CheckpointError(f"the checkpoint {path!r} has an invalid {key!r}: {value!r:.80}")
+
+
+def newest_intact(paths):
+    """The path of the newest intact checkpoint, by the epoch and step inside; None if there is none.
+
+    A damaged checkpoint is skipped with a warning. Tensors are read only as far as needed.
+    """
+    found = []
+    for path in paths:
+        try:
+            checkpoint = read(path, check=False)
+            check_numbers(checkpoint, path)
+            found.append((*progress_of(checkpoint), path))
+        except CheckpointError as error:
+            print(f"warning: {error}; it is skipped", flush=True)
+    for *_, path in sorted(found, reverse=True):
+        try:
+            check_intact(path)
+            return path
+        except CheckpointError as error:
+            print(f"warning: {error}; it is skipped", flush=True)
+    return None
+
+
+def read_on_all_ranks(path):
+    """Returns what `read` returns on every rank. Only rank 0 reads the file; it sends the bytes to the others."""
+    if not is_initialized():
+        return read(path)
+    device = collective_device()
+    size = torch.zeros(1, dtype=torch.long, device=device)
+    if rank() == 0:
+        with open(path, "rb") as file:
+            data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).to(device)
+        size.fill_(len(data))
+    dist.broadcast(size, src=0)
+    if rank() != 0:
+        data = torch.empty(int(size), dtype=torch.uint8, device=device)
+    dist.broadcast(data, src=0)
+    return torch.load(io.BytesIO(data.cpu().numpy()), map_location="cpu", weights_only=True)

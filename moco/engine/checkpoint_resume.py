@@ -1,0 +1,126 @@
+"""--resume: which checkpoint to continue from, whether it fits this run, and what is loaded from it."""
+
+import secrets
+
+import torch
+
+from moco.engine.checkpoint_format import PREFIX, CheckpointError, state_dict_of
+from moco.engine.checkpoint_read import check_numbers, newest_intact, read
+from moco.engine.option_comparison import label, result_options
+from moco.safe_print import first_line
+
+
+def check_resume(args, launch, build, candidates, any_options=False):
+    """Refuses a checkpoint that --resume can't continue, and takes the seed from it if none is given.
+
+    Only global rank 0 reads the file. For "auto", `args.resume` becomes the newest intact candidate, or None.
+
+    Args:
+        build: called without arguments; returns (model, optimizer) as the run will have them.
+        candidates: paths for "auto".
+        any_options: whether the flags may differ from the checkpoint's.
+
+    Raises:
+        CheckpointError, ValueError: the checkpoint does not fit this run.
+    """
+    if not args.resume or not launch.has_rank_0:
+        return
+    auto = args.resume == "auto"
+    if auto:
+        args.resume = newest_intact(candidates)
+        if args.resume is None:
+            print(f"resume: no checkpoint in {args.output_dir!r}; this run starts from the beginning", flush=True)
+            return
+    checkpoint = read(args.resume, check=not auto)  # `newest_intact` has compared the checksums already
+    check_numbers(checkpoint, args.resume)
+    if args.seed is None:
+        args.seed = checkpoint.get("options", {}).get("seed", secrets.randbits(31))
+    force = args.force or any_options
+    compared = result_options(args)
+    checkpoint.get("options", {}).setdefault("bn_splits", 1)  # files from before that flag do not have it
+    if checkpoint.get("processes") != launch.world:
+        compared.pop("bn_splits", None)  # another number of processes may need another value; the start reports both
+    check_resumable(checkpoint, args.resume, *build(), compared, force)
+    if not force and args.start_epoch not in (None, checkpoint["epoch"]):
+        raise ValueError(
+            f"--start-epoch is {args.start_epoch}, but the checkpoint {args.resume!r} has finished "
+            f"{checkpoint['epoch']} epochs; leave the flag out, or give --force"
+        )
+
+
+def check_resumable(checkpoint, path, model, optimizer, options, force=False):
+    """Compares a checkpoint with the run that wants to continue it.
+
+    Args:
+        checkpoint: as `read` returns it. path: for the messages.
+        model, optimizer: a trial pair, built as the run's; their values are overwritten.
+        options: dict of every option that changes results; each one that the file has too is compared.
+        force: whether options may differ.
+
+    Raises:
+        CheckpointError: keys are missing, or the architecture, names, shapes or options differ.
+    """
+    for key, kind in (("epoch", int), ("arch", str), ("state_dict", dict), ("optimizer", dict)):
+        if not isinstance(checkpoint.get(key), kind):
+            raise CheckpointError(
+                f"the checkpoint {path!r} has no {key!r}; --resume needs a file that this script wrote"
+            )
+    check_numbers(checkpoint, path)
+    if checkpoint["arch"] != options["arch"]:
+        raise CheckpointError(f"the checkpoint {path!r} is of --arch {checkpoint['arch']}, not {options['arch']}")
+    saved, wanted = checkpoint["state_dict"], state_dict_of(model)
+    for name in sorted(saved.keys() ^ wanted.keys()):
+        what = f"lacks the tensor {name}" if name in wanted else f"has the tensor {name}, which this model lacks"
+        raise CheckpointError(f"the checkpoint {path!r} {what}; is it of this script?")
+    for name, tensor in wanted.items():
+        shape = tuple(getattr(saved[name], "shape", ()))
+        if shape != tensor.shape:
+            raise CheckpointError(
+                f"the checkpoint {path!r} has {name} of shape {shape}, this run of {tuple(tensor.shape)}; give the "
+                "flags that it was trained with"
+            )
+    _check_optimizer(checkpoint["optimizer"], path, optimizer)
+    try:
+        restore(checkpoint, model, optimizer)
+    except Exception as error:
+        raise CheckpointError(f"the checkpoint {path!r} can't be loaded: {first_line(error)}") from error
+    if force:
+        return
+    for name, value in checkpoint.get("options", {}).items():
+        if name in options and (type(options[name]) is not type(value) or options[name] != value):
+            raise CheckpointError(
+                f"{label(name)} is {options[name]}, but the checkpoint {path!r} was trained with {value}; "
+                "give that value, or --force to continue with another"
+            )
+
+
+def _check_optimizer(saved, path, optimizer):
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        indices = [i for group in saved["param_groups"] for i in group["params"]]
+        buffers = [saved["state"].get(i, {}).get("momentum_buffer") for i in indices]
+        fits = len(indices) == len(parameters) and all(
+            b is None or b.shape == p.shape for b, p in zip(buffers, parameters, strict=True)
+        )
+    except Exception:  # the file may hold anything in these places
+        fits = False
+    if not fits:
+        raise CheckpointError(f"the optimizer state of the checkpoint {path!r} does not fit this model's parameters")
+
+
+def restore(checkpoint, model, optimizer, scaler=None):
+    """Loads the weights, the optimizer's state and, if both have one, the loss scaler's state.
+
+    The optimizer keeps the hyper-parameters of the command line. Its momentum takes the memory format of its
+    parameter, because a fused update needs equal formats; published files are NCHW.
+    """
+    model.load_state_dict({n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items()})
+    ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    for group, hyper_parameters in zip(optimizer.param_groups, ours, strict=True):
+        group.update(hyper_parameters)
+    for parameter, state in optimizer.state.items():
+        if state.get("momentum_buffer") is not None:
+            state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
+    if scaler is not None and checkpoint.get("scaler"):
+        scaler.load_state_dict(checkpoint["scaler"])

@@ -1,0 +1,117 @@
+"""One epoch of a Run: its batches, its log lines, and what is checked and saved between its steps."""
+
+from moco.data.prefetch_to_device import prefetched
+from moco.distributed import rank
+from moco.engine import watchdog
+from moco.engine.meters import AverageMeter, ProgressMeter
+from moco.engine.startup_report import STEPS_TO_JUDGE, advise
+from moco.engine.step_timer import StepTimer
+from moco.safe_print import say
+
+
+class Epoch:
+    """One epoch. The log shows the share of the batch that global rank 0 sees, as MoCo's does.
+
+    Args:
+        run: the Run. number: the 0-based epoch.
+
+    Attributes:
+        number: the 0-based epoch. is_first: whether it is the first epoch since the start or the resume.
+    """
+
+    def __init__(self, run, number):
+        self.run, self.number, self.is_first = run, number, number == run.place[0]
+        self.length = len(run.loader)
+        self.timer = StepTimer(run.device)
+        self.loss, self.top1 = AverageMeter("Loss", ":.4e"), AverageMeter("Acc@1", ":6.2f")
+        self.top5 = AverageMeter("Acc@5", ":6.2f")
+        meters = [self.timer.batch_time, self.timer.data_time, self.loss, self.top1, self.top5]
+        self.progress = ProgressMeter(self.length, meters, f"Epoch: [{number}]")
+
+    def steps(self):
+        """Yields (global step, images, labels) for each step of this process.
+
+        Images are a list with one batch per view, N x 3 x size x size, normalised; labels are N, long; both on the
+        device.
+        """
+        run, start = self.run, self.run.loader.batch_sampler.start
+        watchdog.at(self.number, start, watchdog.DATA)
+        batches = prefetched(self.timer.waiting(run.loader), run.finish, run.device)
+        for self.step, (images, labels) in enumerate(batches, start):
+            watchdog.at(self.number, self.step, watchdog.STEP)
+            self.batch = len(labels)
+            yield self.number * self.length + self.step, images, labels
+            watchdog.at(self.number, self.step + 1, watchdog.DATA)
+
+    def report(self, loss, acc1, acc5):
+        """Call after each step: logs, checks and saves if it is time for that.
+
+        If the run was asked to stop, it writes a checkpoint and ends this process.
+
+        Args:
+            loss, acc1, acc5: scalar tensors of this process; read only if something is printed or written.
+        """
+        run, args, i = self.run, self.run.args, self.step
+        for meter, value in ((self.loss, loss), (self.top1, acc1), (self.top5, acc5)):
+            meter.update(value, self.batch)
+        run.guard.see(loss, i)
+        self.timer.step_ended()
+        if rank() == 0 and self.is_first and i == min(STEPS_TO_JUDGE, self.length) - 1:
+            advise(self.timer, args.augment_on, args.workers)
+        prints = i % args.print_freq == 0
+        if prints and rank() == 0:
+            left = (args.epochs - self.number) * self.length - i - 1
+            self.progress.display(i, *self.timer.outlook(left))
+            run.log.write("step", epoch=self.number, step=i, **self._figures("val"))
+        stops = run.stop.asked(prints)
+        within = i + 1 < self.length  # the last step is followed by the epoch's checkpoint
+        saves = within and (stops or (args.save_every and (i + 1) % args.save_every == 0))
+        if prints or saves:
+            run.guard.check(weights=saves)
+        if saves:
+            run.save_within_epoch(self.number, i + 1)
+            if stops:
+                run.leave()
+
+    def report_validation(self, i):
+        """Call after step `i` of the epoch's validation, equally often on every rank.
+
+        A run that is stopped here repeats the validation after its resume.
+        """
+        run = self.run
+        watchdog.at(self.number, self.length + i, watchdog.STEP)
+        if run.stop.asked(i % run.args.print_freq == 0):
+            run.guard.check(weights=True)
+            run.save_within_epoch(self.number, self.length)
+            run.leave()
+
+    def save(self, val_acc1=None):
+        """Call at the end of the epoch: logs it and starts to write its checkpoint.
+
+        Args:
+            val_acc1: the validation accuracy in percent, if there was a validation; decides on the best checkpoint.
+        """
+        run = self.run
+        run.guard.check(weights=True)
+        facts = {"lr": run.optimizer.param_groups[0]["lr"]}
+        if val_acc1 is not None:
+            facts["val_acc1"] = val_acc1
+        substitutes = run.loader.dataset.substitutes
+        if rank() == 0 and substitutes and (bad := len(substitutes.listed())):
+            facts["bad_images"] = bad
+            say(f"note: {bad} images could not be decoded so far; {substitutes.path!r} lists them")
+        run.log.write("epoch", epoch=self.number, **self._figures("avg"), **facts)
+        paths = [run.names.of_epoch(self.number)]
+        if val_acc1 is not None and val_acc1 > run.best_acc1:
+            run.best_acc1 = val_acc1
+            paths.insert(0, run.names.of_best())
+        remove = run.names.outdated(self.number, getattr(run.args, "keep", None))
+        run.save(paths, self.number + 1, remove=remove)
+
+    def _figures(self, which):
+        """The meters' "val" or "avg" as numbers, and the share of time spent waiting; {} before the first step."""
+        if not self.loss.count:
+            return {}
+        meters = {"loss": self.loss, "acc1": self.top1, "acc5": self.top5, "seconds": self.timer.batch_time}
+        figures = {name: float(getattr(meter, which)) for name, meter in meters.items()}
+        return figures | {"wait": round(self.timer.share_waited(), 4)}

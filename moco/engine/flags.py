@@ -1,0 +1,111 @@
+"""The command-line flags that both scripts share, and the parser that reports an error in one line."""
+
+import argparse
+import math
+import os
+import sys
+
+from torchvision import models
+
+from moco.engine import speed_flags
+
+# The families of torchvision whose classifier is a Linear `fc`, and which return one tensor in training mode.
+ARCH_MODULES = (models.resnet, models.regnet, models.shufflenetv2)
+
+
+def architectures():
+    """The sorted names for --arch."""
+    modules = {module.__name__ for module in ARCH_MODULES}
+    return [name for name in models.list_models(models) if models.get_model_builder(name).__module__ in modules]
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that prints an error as one line, once per node, and exits with code 2."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        """Exits with code 2; only the first process of this node prints the message."""
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            line = " ".join(str(message).split())
+            print(f"{self.prog}: error: {line}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each default that is a real value."""
+
+    def _get_help_string(self, action):
+        silent = action.default in (None, False, "")
+        return action.help if silent else super()._get_help_string(action)
+
+
+def number(kind, low=-math.inf, high=math.inf, exclusive=False):
+    """Makes a converter for argparse: to a finite int or float within [low, high], or (low, high] if `exclusive`."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+            valid = math.isfinite(value) and low <= value <= high and not (exclusive and value == low)
+        except (ValueError, OverflowError):
+            valid = False
+        if not valid:
+            bounds = [f"{'>' if exclusive else '>='} {low}"] * (low > -math.inf) + [f"<= {high}"] * (high < math.inf)
+            noun = "an integer" if kind is int else "a finite number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {' and '.join(bounds)}".rstrip())
+        return value
+
+    return convert
+
+
+def add_shared(parser, epochs, batch_size, lr, weight_decay):
+    """Adds the flags of both scripts to `parser`, with the defaults that differ between them."""
+    whole, some = number(int, 0), number(int, 1)
+    positive = number(float, 0, exclusive=True)
+    names = architectures()
+    add = parser.add_argument
+    add("data", metavar="DIR", help="folder with train/ and val/, each with one folder of images per class")
+    add("-a", "--arch", metavar="ARCH", default="resnet50", choices=names, help="network: " + " | ".join(names))
+    help = "data workers on this node; more than its CPU cores are not started"
+    add("-j", "--workers", metavar="N", default=32, type=whole, help=help)
+    add("--epochs", metavar="N", default=epochs, type=some, help="total number of epochs")
+    help = "0-based epoch to start with (default: 0, or the resumed checkpoint's)"
+    add("--start-epoch", metavar="N", type=whole, help=help)
+    help = "images per step on this node, over all its processes"
+    add("-b", "--batch-size", metavar="N", default=batch_size, type=some, help=help)
+    help = "initial learning rate"
+    add("--lr", "--learning-rate", metavar="LR", default=lr, type=number(float, 0), help=help)
+    add("--momentum", metavar="M", default=0.9, type=number(float, 0, 1), help="SGD momentum")
+    wd = {"metavar": "W", "dest": "weight_decay", "default": weight_decay, "type": number(float, 0)}
+    add("--wd", "--weight-decay", help="SGD weight decay", **wd)
+    add("-p", "--print-freq", metavar="N", default=10, type=some, help="steps between two log lines")
+    help = "checkpoint to continue from; auto: the newest checkpoint in --output-dir, if there is one"
+    add("--resume", metavar="FILE", help=help)
+    help = "steps between two checkpoints within an epoch (default: no such checkpoints)"
+    add("--save-every", metavar="STEPS", type=some, help=help)
+    help = "seconds that a step or the start may take; after that, the run ends and names the processes that block it"
+    add("--timeout", metavar="S", default=600.0, type=positive, help=help)
+    help = "resume even if flags that change the result differ from the checkpoint's"
+    add("--force", action="store_true", help=help)
+    help = "random seed (default: the resumed checkpoint's, otherwise chosen and printed)"
+    add("--seed", metavar="N", type=number(int, 0, 2**63 - 1), help=help)
+    add("--output-dir", metavar="DIR", default=".", help="folder for checkpoints and log.jsonl")
+    help = "what to do if a training image can't be decoded: end the run, or use another image instead"
+    add("--on-bad-image", choices=["stop", "skip"], default="stop", help=help)
+    add("--crop-size", metavar="PX", default=224, type=some, help="side of the full-size views in pixels")
+
+    speed_flags.add_speed_flags(parser)
+
+    add = parser.add_argument_group("processes (torchrun needs none of these flags)").add_argument
+    help = "start one process per GPU of this node, as in MoCo"
+    add("--multiprocessing-distributed", action="store_true", help=help)
+    help = "processes to start on this node (default: one per GPU, or 1 without a GPU)"
+    add("--nproc", metavar="N", type=some, help=help)
+    add("--world-size", metavar="N", default=1, type=some, help="number of nodes")
+    add("--rank", metavar="N", default=0, type=whole, help="0-based number of this node")
+    help = "address at which the nodes meet, tcp://HOST:PORT (default: a temporary file on this node)"
+    add("--dist-url", metavar="URL", help=help)
+    help = "backend of the process group (default: nccl with GPUs, gloo without)"
+    add("--dist-backend", choices=["nccl", "gloo"], help=help)
+    add("--gpu", metavar="N", type=whole, help="the only GPU to use")

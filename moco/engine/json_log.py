@@ -1,0 +1,91 @@
+"""log.jsonl in the output folder: what ran and how it went, one JSON object per line."""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+
+import numpy
+import PIL
+import torch
+import torchvision
+
+from moco.distributed import from_all
+from moco.safe_print import say
+
+
+class JsonLog:
+    """Appends lines to `log.jsonl`; a resumed run appends to the same file. The file can be read at any time.
+
+    Args:
+        folder: where the file lies; None writes nothing, as on all ranks except rank 0.
+    """
+
+    def __init__(self, folder):
+        self.path = folder and os.path.join(folder, "log.jsonl")
+
+    def write(self, kind, **facts):
+        """Appends one line: the kind, the time in seconds since 1970, and the facts.
+
+        A float that is not finite is written as a string.
+        """
+        if self.path is None:
+            return
+        facts = {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x for name, x in facts.items()}
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **facts}) + "\n")
+        except OSError as error:
+            say(f"warning: can't write {self.path!r}: {error.strerror}; this log ends here")
+            self.path = None
+
+    def write_start(self, args, device, place):
+        """Appends the line of a start or a resume: what runs, on which hosts and devices, in which versions.
+
+        Call it on every rank.
+
+        Args:
+            place: (finished epochs, finished steps of the next epoch) at this start.
+        """
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        processes = from_all((socket.gethostname(), name))
+        self._end_torn_line()
+        self.write(
+            "resume" if args.resume else "start",
+            argv=sys.argv,
+            options={name: value for name, value in vars(args).items() if isinstance(value, (str, int, float, list))},
+            seed=args.seed,
+            place=place,
+            git=git_commit(),
+            processes=[{"host": host, "device": device} for host, device in processes],
+            versions={
+                "python": platform.python_version(),
+                **{module.__name__: module.__version__ for module in (torch, torchvision, numpy, PIL)},
+                "cuda": torch.version.cuda,
+            },
+        )
+
+    def _end_torn_line(self):
+        """Ends a line that a full disk or a power cut has left incomplete."""
+        if self.path is None:
+            return
+        with contextlib.suppress(OSError), open(self.path, "rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+
+
+def git_commit():
+    """The commit of this code, with "-dirty" appended if files differ from it; None outside a clone."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

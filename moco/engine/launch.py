@@ -1,0 +1,141 @@
+"""Starts the processes of a run on this node, watches over them, and forms their process group."""
+
+import contextlib
+import math
+import multiprocessing.connection
+import multiprocessing.util
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from moco.data.worker_processes import STOP_SIGNALS
+from moco.engine.launch_plan import cores
+from moco.engine.preemption import EXIT_CODE, Stopped
+from moco.engine.rendezvous import RendezvousError, rendezvous
+from moco.engine.watchdog import WRITE, Watchdog
+from moco.safe_print import say
+
+RENDEZVOUS = 600  # seconds for all processes to arrive, if the caller gives no time-out
+# Seconds that the other processes of a node get to end by themselves after one failed; rank 0 may be writing.
+PATIENCE = WRITE + 30.0
+
+
+def start_processes(worker, plan, *args, timeout=None):
+    """Calls `worker(device, *args)` in every process of this node and waits for all of them.
+
+    If one process dies, the others are ended and this process exits with code 1. Stop signals are passed on.
+
+    Args:
+        worker: a module-level function. plan: a Launch.
+        timeout: seconds within which every process must arrive, and then report progress to the watchdog again and
+            again; None for a worker that reports no progress.
+    """
+    if plan.mode == "alone":
+        worker(_device(plan.gpu or 0), *args)
+    elif plan.mode == "torchrun":
+        _join_group(int(os.environ["LOCAL_RANK"]), worker, plan, timeout, None, None, None, args)
+    else:
+        # Below the folder that data workers inherit for their sockets, so that nothing remains if a process is killed.
+        with tempfile.TemporaryDirectory(dir=multiprocessing.util.get_temp_dir()) as folder, _noted() as signals:
+            lost = mp.get_context("spawn").RawValue("b", 0)  # has no lock that a dead process could hold
+            arguments = (worker, plan, timeout, folder, lost, os.getpid(), args)
+            processes = mp.start_processes(_join_group, arguments, nprocs=plan.local, join=False).processes
+            if code := _supervise(processes, signals, lost, plan.node * plan.local):
+                sys.exit(code)
+
+
+@contextlib.contextmanager
+def _noted():
+    """A context in which stop signals are only noted, in the list that it yields."""
+    received = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _supervise(processes, received, lost, first_rank):
+    """Waits for the processes that this one has started and passes signals on; returns the exit code."""
+    passed_on, first, deadline = 0, None, math.inf
+    while running := [process for process in processes if process.exitcode is None]:
+        multiprocessing.connection.wait([process.sentinel for process in running], timeout=0.2)
+        for number in received[passed_on:]:
+            for process in running:
+                os.kill(process.pid, number)  # nobody has waited for this child, so its process id is not reused
+            passed_on += 1
+        if first is None and (first := _first_to_fail(processes)) is not None:
+            deadline = time.monotonic() + PATIENCE
+            lost.value = processes[first].exitcode != EXIT_CODE
+        if time.monotonic() > deadline:
+            for process in running:
+                process.kill()
+    if first is None:
+        return 0
+    code = processes[first].exitcode
+    if code == EXIT_CODE or -code in STOP_SIGNALS:  # the latter if a signal came before there was anything to save
+        return EXIT_CODE
+    if code < 0:
+        name = signal.Signals(-code).name
+        say(f"rank {first_rank + first} was ended by {name}; the other processes of this node were ended", True)
+    return 1
+
+
+def _first_to_fail(processes):
+    """The index of a failed process, or None; one that a signal ended comes first, since it makes the others fail."""
+    failed = [(process.exitcode > 0, i) for i, process in enumerate(processes) if process.exitcode]
+    return min(failed)[1] if failed else None
+
+
+def _device(index):
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _join_group(local_rank, worker, plan, timeout, folder, lost, launcher, args):
+    """Runs `worker` as one process of the group."""
+    if plan.mode == "spawn":
+        # The launcher's death is signalled by SIGINT, which a background job of a shell ignores by default.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    device = _device(local_rank if plan.gpu is None else plan.gpu)
+    rank, world = plan.node * plan.local + local_rank, plan.world
+    if plan.mode == "spawn" and device.type == "cpu":
+        # Processes on one machine share its cores. torchrun does the same by OMP_NUM_THREADS.
+        torch.set_num_threads(max(1, cores() // plan.local))
+    url = plan.url or f"file://{folder}/rendezvous"
+    pin = {"device_id": device} if plan.backend == "nccl" else {}
+    try:
+        store = rendezvous(url, rank, world, timeout or RENDEZVOUS)
+        later = timedelta(seconds=(timeout or RENDEZVOUS) + 60)  # torch's own time-out, which names no rank
+        group = dist.PrefixStore("group", store)
+        dist.init_process_group(plan.backend, store=group, rank=rank, world_size=world, timeout=later, **pin)
+        with Watchdog(dist.PrefixStore("watchdog", store), rank, world, timeout or math.inf, lost):
+            worker(device, *args)
+    except RendezvousError as error:
+        say(f"rank {rank}: {error}", True)
+        sys.exit(1)
+    except Exception:
+        if plan.mode != "spawn":
+            raise
+        # Printed before this process leaves the group, since its peers then fail with a lost connection.
+        say(f"rank {rank}: {traceback.format_exc()}", True)
+        sys.exit(1)
+    except Stopped:  # all ranks leave together
+        dist.destroy_process_group()
+        raise
+    finally:
+        if plan.mode == "spawn" and os.getppid() != launcher:  # the launcher is gone and can't remove its folder
+            shutil.rmtree(os.path.dirname(folder), ignore_errors=True)
+    dist.destroy_process_group()

@@ -1,0 +1,43 @@
+"""Which options change a run's result, and the comparison of those options over ranks."""
+
+from moco.distributed import from_all
+
+# Flags that may differ between a run and its continuation, because they say where things are and how they are
+# computed. The batch size is compared as the sum over all nodes.
+FREE = {
+    *("data", "workers", "print_freq", "resume", "force", "output_dir", "tag", "start_epoch", "batch_size"),
+    *("multiprocessing_distributed", "nproc", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
+    *("pretrained", "evaluate", "fast", "save_every", "keep", "timeout", "on_bad_image"),
+}
+# Those of them that must be equal on all ranks, because they decide which collectives the ranks call.
+COMMON = {"print_freq", "save_every", "start_epoch", "evaluate", "on_bad_image", "timeout"}
+DEPENDENT = {"asym_bn_group": "enable_asym_bn", "mini_crop_size": "enable_multicrop"}  # no effect if that flag is off
+LABELS = {  # stored options that are not exactly one flag
+    "total_batch": "--batch-size times the nodes",
+    "init_lr": "the initial learning rate, --lr times --batch-size / 256,",
+    "images": "the number of images",
+}
+
+
+def label(name):
+    """How messages call a stored option."""
+    return LABELS.get(name, "--" + name.replace("_", "-"))
+
+
+def result_options(args):
+    """Every option that changes a run's result, by name. A checkpoint stores them for the comparison at a resume."""
+    idle = {name for name, design in DEPENDENT.items() if not getattr(args, design, False)}
+    return {name: value for name, value in vars(args).items() if name not in FREE | idle}
+
+
+def check_same_options(args):
+    """Compares over all ranks what changes the result or the collectives; command lines of nodes may differ.
+
+    Raises:
+        RuntimeError: on every rank, if an option differs; the message names it and both values.
+    """
+    ours = result_options(args) | {name: value for name, value in vars(args).items() if name in COMMON}
+    for r, theirs in enumerate(everywhere := from_all(ours)):
+        for name, value in everywhere[0].items():
+            if theirs.get(name) != value:
+                raise RuntimeError(f"{label(name)} is {value} on rank 0, but {theirs.get(name)} on rank {r}")

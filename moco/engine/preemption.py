@@ -1,0 +1,127 @@
+"""Stop signals (SIGTERM, SIGINT, SIGUSR1): all processes agree on a step after which they save and stop.
+
+A scheduler that preempts a job, `kill` and Ctrl-C may signal one process, or all of them, or all and once more through
+a launcher. The first signal is remembered, and between steps the processes tell each other whether they received one.
+A second signal, 2 seconds later or more, ends the process at once, whatever it is waiting for.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+
+from moco.data.worker_processes import STOP_SIGNALS
+from moco.distributed import collective_device, is_initialized, rank
+from moco.engine.checkpoint_atomic_write import remove_temporaries
+from moco.safe_print import say
+
+EXIT_CODE = 143  # a shell's exit code for a process that SIGTERM ended
+END = b"\0"  # not the number of any signal
+ECHO = 2.0  # seconds within which a second signal counts as the first one, which arrived on two ways
+INTERVAL = 5.0  # seconds between two comparisons at most, if steps are short enough
+
+
+class Stopped(SystemExit):
+    """The end of every process of a run that was asked to stop, after everything is saved."""
+
+
+class StopListener:
+    """A context manager that listens for stop signals.
+
+    Args:
+        steps: greatest number of steps between two comparisons of the ranks.
+
+    Attributes:
+        number: of the signal that this process received or, after all have agreed, that some process received; else 0.
+        agreed: whether all ranks have agreed to stop.
+    """
+
+    def __init__(self, steps):
+        self.steps, self.number = steps, 0
+        self.agreed, self.left = False, 0
+        self.compared, self.steps_since = None, 0
+
+    def __enter__(self):
+        # Python runs a signal's handler only between two bytecodes, which a hanging collective never reaches. But it
+        # writes the signal's number to this pipe at once, and a thread reads the pipe.
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+        self.wakeup = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+        self.handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+        self.listener = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self.listener.start()
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self.wakeup)
+        os.write(self.writer, END)  # closing would not wake the thread, since data workers hold the pipe open
+        self.listener.join()
+        os.close(self.writer)
+        os.close(self.reader)
+
+    def _listen(self):
+        since = None
+        while END not in (numbers := os.read(self.reader, 256)):
+            for number in (n for n in numbers if n in STOP_SIGNALS):  # the end of a data worker arrives here, too
+                if since is None:
+                    since, self.number = time.monotonic(), number
+                    if rank() == 0:
+                        how = f"{signal_name(number)}: the run stops after a step, with a checkpoint"
+                        say(f"{how}; the same signal again, {ECHO:g} s from now or later, ends it at once")
+                elif time.monotonic() - since > ECHO:
+                    end_at_once(EXIT_CODE)
+
+    def asked(self, now=False):
+        """Whether the run shall stop here, the same on every rank. Call between steps, equally often on every rank.
+
+        The ranks compare every so many steps, or `now`. Each then waits for the others and for its device.
+        """
+        if self.agreed:
+            return True
+        if not is_initialized():
+            self.agreed = self.number > 0
+            return self.agreed
+        self.left, self.steps_since = self.left - 1, self.steps_since + 1
+        if self.left > 0 and not now:
+            return False
+        moment = time.monotonic()
+        steps = self._steps_to_next(moment) if rank() == 0 else 0
+        note = torch.tensor([self.number, steps], device=collective_device())
+        dist.all_reduce(note, dist.ReduceOp.MAX)
+        number, self.left = note.tolist()
+        self.compared, self.steps_since = moment, 0
+        if number:
+            self.agreed, self.number = True, number
+        return self.agreed
+
+    def _steps_to_next(self, now):
+        if self.compared is None:
+            return 1
+        seconds = max(now - self.compared, 1e-9) / self.steps_since  # per step
+        return max(1, min(self.steps, int(INTERVAL / seconds)))
+
+
+def signal_name(number):
+    """The name of a signal, such as SIGTERM."""
+    return signal.Signals(number).name
+
+
+def exit_on_signals():
+    """Makes stop signals end the program with exit code 143 until a StopListener takes over. Call it first."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: sys.exit(EXIT_CODE))
+
+
+def end_at_once(code):
+    """Ends this process and its data workers without clean-up, except that no half-written checkpoint stays."""
+    remove_temporaries()
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    os._exit(code)

@@ -1,0 +1,167 @@
+"""A run: everything around the training loop of both scripts that is not in the paper.
+
+The scripts say what is trained. A Run makes the processes agree on the options, restores a checkpoint, wraps the model
+in DistributedDataParallel, and saves, logs and stops the run.
+"""
+
+from contextlib import ExitStack
+
+import torch
+
+from moco.data.worker_processes import cause_of_death
+from moco.distributed import from_rank_0, rank
+from moco.engine import startup_report
+from moco.engine.checkpoint_background_writer import BackgroundWriter, size_of, warn_if_disk_too_small
+from moco.engine.checkpoint_format import bn_batch_of, checkpoint_of, progress_of
+from moco.engine.checkpoint_read import read_on_all_ranks
+from moco.engine.checkpoint_resume import restore
+from moco.engine.data_parallel import data_parallel
+from moco.engine.epoch import Epoch
+from moco.engine.json_log import JsonLog
+from moco.engine.launch import start_processes
+from moco.engine.nonfinite_loss import NonfiniteGuard
+from moco.engine.option_comparison import check_same_options, result_options
+from moco.engine.preemption import EXIT_CODE, StopListener, Stopped, signal_name
+from moco.engine.startup_checks import substitutes_for, workers_per_process
+from moco.precision import grad_scaler, set_precision
+from moco.safe_print import say
+
+
+def start_run(train, args, launch, names, *folders):
+    """Starts the processes of a run; each calls `train(run, *folders)` with a Run of its own.
+
+    Args:
+        train: a module-level function. args: the checked options. launch: a Launch. names: a CheckpointNames.
+        folders: ImageFolders.
+    """
+    start_processes(_one_process, launch, train, args, launch, names, folders, timeout=args.timeout)
+
+
+def _one_process(device, train, args, launch, names, folders):
+    try:
+        with Run(device, args, launch, names) as run:
+            train(run, *folders)
+    except Exception as error:
+        if cause := cause_of_death(error):
+            raise RuntimeError(cause) from error
+        raise
+
+
+class Run:
+    """One process of a run; a context manager that waits for the last checkpoint at its end.
+
+    Creating it compares the options over all ranks and reads the checkpoint of --resume.
+
+    Args:
+        device: where this process computes. args: the checked options. launch: a Launch. names: a CheckpointNames.
+
+    Attributes:
+        workers: data workers of this process. scaler: the loss scaler, which has an effect only with fp16.
+        place: (finished epochs, finished steps of the next epoch) at the start.
+        best_acc1: the best validation accuracy so far in percent; None if the script has no best checkpoint.
+    """
+
+    def __init__(self, device, args, launch, names):
+        args.seed, args.resume = from_rank_0((args.seed, args.resume))
+        check_same_options(args)
+        torch.backends.cudnn.benchmark = True
+        set_precision(args.precision)
+        self.device, self.args, self.launch, self.names = device, args, launch, names
+        self.workers = workers_per_process(args.workers, launch.local)
+        self.scaler = grad_scaler(device, args.precision)
+        self.checkpoint = read_on_all_ranks(args.resume) if args.resume else {}
+        self.place = progress_of(self.checkpoint)
+        if args.start_epoch not in (None, self.place[0]):
+            self.place = args.start_epoch, 0
+        self.best_acc1 = self.checkpoint.get("best_acc1", 0.0) if names.best else None
+        self.exits = ExitStack()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return self.exits.__exit__(*error)
+
+    def announce(self, *lines):
+        """Prints the script's lines, then the seed, the devices and what is resumed; on rank 0 only."""
+        if rank() == 0:
+            for line in lines:
+                print(line)
+            startup_report.report(self.args, self.launch, self.device, self.place, self.workers)
+
+    def batchnorm_report(self):
+        """How many images batch normalisation sees at a time, in words, compared with before a resume."""
+        args, earlier = self.args, bn_batch_of(self.checkpoint)
+        return startup_report.batchnorm_report(args.bn_splits, self.launch.world, args.total_batch, earlier)
+
+    def loader_options(self, folder):
+        """The keyword arguments of `training_loader` that flags of both scripts decide; `folder` is an ImageFolder."""
+        return {"augment_on": self.args.augment_on, "substitutes": substitutes_for(folder, self.args)}
+
+    def prepare(self, model, optimizer, loss_of_noise, fewest=1):
+        """Restores the checkpoint of --resume, if there is one, and returns the model ready for training.
+
+        Args:
+            model, optimizer: as the script built them.
+            loss_of_noise: called as `loss_of_noise(net, n)`; returns the loss of n random images, for the passes that
+                DistributedDataParallel needs before the first step.
+            fewest: the smallest n that the model takes. If kernels are compiled or chosen for a batch size, n is the
+                batch size of a process.
+        """
+        if self.checkpoint:
+            restore(self.checkpoint, model, optimizer, self.scaler)
+            self.checkpoint = {}
+        self.model, self.optimizer = model, optimizer
+        real_size = self.args.compile or self.device.type == "cuda"
+        n = self.args.total_batch // self.launch.world if real_size else fewest
+        return data_parallel(model, self.device, lambda net: loss_of_noise(net, n))
+
+    def epochs(self, loader, finish):
+        """Yields an Epoch for each epoch that is left, and ends this process if the run was asked to stop.
+
+        Args:
+            loader: of `loader.training_loader`. finish: of `data.prefetch_to_device.finisher`.
+        """
+        args, (first, start) = self.args, self.place
+        self.loader, self.finish = loader, finish
+        self.log = JsonLog(args.output_dir if rank() == 0 else None)
+        self.log.write_start(args, self.device, self.place)
+        self.stop = self.exits.enter_context(StopListener(args.print_freq))
+        self.writer = self.exits.enter_context(BackgroundWriter(args.resume))
+        self.guard = NonfiniteGuard(loader, self.optimizer, self.writer.last_path)
+        if rank() == 0:
+            size = size_of([self.model.state_dict(), self.optimizer.state_dict()])
+            files = self.names.files_to_come(args.epochs - first, getattr(args, "keep", None))
+            warn_if_disk_too_small(args.output_dir, size, files)
+        for number in range(first, args.epochs):
+            loader.batch_sampler.epoch, loader.batch_sampler.start = number, start if number == first else 0
+            yield Epoch(self, number)
+            if self.stop.agreed and number + 1 < args.epochs:
+                self.leave()
+
+    def save(self, paths, epoch, step=0, remove=()):
+        """Starts to write a checkpoint of `epoch` epochs and `step` steps to each of `paths`; rank 0 writes.
+
+        Args:
+            remove: paths of files to remove afterwards.
+        """
+        if rank() == 0:
+            more = {"step": step, "processes": self.launch.world, "scaler": self.scaler.state_dict()}
+            if self.best_acc1 is not None:
+                more["best_acc1"] = self.best_acc1
+            checkpoint = checkpoint_of(epoch, self.model, self.optimizer, result_options(self.args), **more)
+            self.writer.save(checkpoint, *paths, remove=remove)
+
+    def save_within_epoch(self, epoch, step):
+        """Starts to write the checkpoint within an epoch, after `step` of its steps."""
+        self.save([self.names.within_epoch()], epoch, step)
+
+    def leave(self):
+        """Ends this process after a stop signal, when the last checkpoint is written."""
+        self.writer.close()
+        path = from_rank_0(self.writer.last)  # all ranks wait here; the launcher would end those that stay behind
+        if rank() == 0:
+            signal = signal_name(self.stop.number)
+            self.log.write("stop", signal=signal, checkpoint=path)
+            say(f"stopped by {signal}; {path!r} is written, --resume auto continues from it")
+        raise Stopped(EXIT_CODE)

@@ -1,0 +1,38 @@
+"""Floating-point formats: TF32 flags, autocast to bf16 or fp16, the loss scaler, and what stays in float32."""
+
+import torch
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def tf32_flags():
+    """Whether torch uses TF32 for float32 matrix products and for convolutions; torch's default is (False, True)."""
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def set_tf32_flags(products, convolutions):
+    """Sets the two flags that `tf32_flags` returns."""
+    # These older names work with every reader in torch. After `fp32_precision` is set, some readers raise.
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
+
+
+def set_precision(precision):
+    """Turns TF32 off for "fp32" and on for "tf32"; any other value, None too, keeps torch's defaults."""
+    if precision in ("fp32", "tf32"):
+        set_tf32_flags(precision == "tf32", precision == "tf32")
+
+
+def autocast(device, precision):
+    """The context for a forward pass: autocast for "bf16" and "fp16", otherwise no autocast."""
+    return torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+
+
+def grad_scaler(device, precision):
+    """The loss scaler for "fp16"; for every other precision a scaler that does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def at_least_fp32(x):
+    """Converts bf16 and fp16 tensors to float32; float32 and float64 tensors are returned unchanged."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

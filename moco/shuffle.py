@@ -1,0 +1,76 @@
+"""Shuffled batch normalisation: the target images are permuted over all devices before they are encoded.
+
+From MoCo (He et al., arXiv 1911.05722, section 3.3). Without it, a batch-norm group of the target would hold the keys
+of exactly one group of queries, and the network could match them by their shared statistics.
+"""
+
+import torch
+import torch.distributed as dist
+
+from moco.counter_rng import SHUFFLE, generator
+from moco.distributed import all_gather, copy_to_device, rank, world_size
+
+
+class BatchShuffle:
+    """The permutation of one step's target images, and its inverse for the encodings.
+
+    The permutation is a function of (seed, step). Every rank computes it by itself, so no index is sent. It acts on
+    the position `view * B + sample`, where B is the global batch and `sample` is the place in it. Therefore it forms
+    the same batch-norm groups for every number of ranks.
+
+    Args:
+        views: target views per image.
+        batch: images on this rank; this rank shuffles `views * batch` rows.
+        seed, step: non-negative integers that determine the permutation.
+        splits: batch-norm groups on each rank.
+    """
+
+    def __init__(self, views, batch, seed, step, splits=1):
+        self.world, self.rank = world_size(), rank()
+        self.views, self.batch = views, batch
+        self.order = None
+        if self.world * splits > 1:  # with a single batch-norm group the order changes nothing
+            order = generator(SHUFFLE, seed, step).permutation(views * batch * self.world)
+            self.order = torch.from_numpy(order)  # row j of the shuffled batch is row order[j] of the global batch
+
+    def shuffle(self, x):
+        """Sends each row to the rank that encodes it, in one all-to-all.
+
+        Args:
+            x: (views * batch) x ..., this rank's rows, the first view's rows first.
+
+        Returns:
+            This rank's rows of the shuffled batch, in the shape of `x`.
+        """
+        if self.order is None:
+            return x
+        if self.world == 1:
+            return x[copy_to_device(self.order, x.device)]
+        n = self.views * self.batch
+        view, sample = self.order // (self.batch * self.world), self.order % (self.batch * self.world)
+        owner, row = sample // self.batch, view * self.batch + sample % self.batch
+        # This rank sends its rows in the order of their shuffled positions, hence grouped by receiving rank.
+        mine = (owner == self.rank).nonzero().squeeze(1)
+        sent = torch.bincount(mine // n, minlength=self.world)
+        # What it receives is grouped by the rank that sent it, each group in the order of the positions.
+        owners = owner[self.rank * n : (self.rank + 1) * n]
+        received = torch.bincount(owners, minlength=self.world)
+        arrivals = torch.empty_like(x, memory_format=torch.contiguous_format)
+        departures = x[copy_to_device(row[mine], x.device)].contiguous()
+        dist.all_to_all_single(arrivals, departures, received.tolist(), sent.tolist())
+        positions = torch.argsort(owners, stable=True)
+        return arrivals[copy_to_device(torch.argsort(positions), x.device)]
+
+    def gather_unshuffled(self, k):
+        """Gathers the encodings of all ranks and undoes the permutation.
+
+        Args:
+            k: (views * batch) x C, the encodings of this rank's rows of the shuffled batch.
+
+        Returns:
+            views x B x C in the order of the global batch, the same on every rank, without gradient.
+        """
+        k = all_gather(k)
+        if self.order is not None:
+            k = k[copy_to_device(torch.argsort(self.order), k.device)]
+        return k.view(self.views, self.batch * self.world, -1)

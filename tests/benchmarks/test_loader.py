@@ -1,0 +1,46 @@
+"""The loader's benchmark, for a second; its figures are not judged here."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from moco.asymmetry.asym_aug import asym_aug_plan
+from moco.asymmetry.scalemix import scalemix_plan
+from moco.tools import bench_loader
+from moco.views.recipes import baseline_plan
+
+COMMAND = [sys.executable, "-m", "moco.benchmarks.loader"]
+
+
+def test_it_prints_a_table_and_json(imagenet):
+    small = ["--enable-multicrop", "--crop-size", "32", "--mini-crop-size", "16", "--workers", "1", "--seconds", "1"]
+    result = subprocess.run([*COMMAND, str(imagenet), *small, "--json"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    figures = json.loads(lines[-1])
+    assert {"device", "cpu", "original", "decode_only", "device_over_original"} <= set(figures)
+    assert all(figures[name] > 0 for name in figures if name != "device_name")
+    # 32 images of a 32 px view a side and six of 16 px: floats for the original, bytes and the rows for us.
+    pixels = 32 * 3 * (2 * 32 * 32 + 6 * 16 * 16)
+    assert figures["bytes_original"] == 4 * pixels + 32 * 8
+    assert pixels < figures["bytes_device"] < 1.2 * pixels and pixels < figures["bytes_cpu"] < 1.2 * pixels
+    for word in ("device", "cpu", "original", "floor", "decode only", "ms an image"):
+        assert any(word in line for line in lines)
+
+
+def test_the_original_recipe_makes_normalised_views(imagenet):
+    plan = asym_aug_plan(scalemix_plan(baseline_plan(24)))
+    (views, labels) = next(iter(bench_loader.original_loader(imagenet / "train", plan, 1)))
+    assert [v.shape for v in views] == [(32, 3, 24, 24)] * 2 and labels.shape == (32,)
+    assert all(v.dtype == torch.float32 and -3 < v.min() < 0 < v.max() < 3 for v in views)
+
+
+@pytest.mark.parametrize("flags, message", [(["--workers", "0"], "must be positive"), ([], "fewer|no folder|batch")])
+def test_what_it_refuses(tmp_path, imagenet, flags, message):
+    folder = imagenet if flags else tmp_path
+    result = subprocess.run([*COMMAND, str(folder), *flags], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert any(part in result.stderr for part in message.split("|"))

@@ -1,0 +1,98 @@
+"""The step's benchmark, for a moment, its figures not judged; the original's step computes what ours does."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import main_moco
+from moco.asymmetry.multicrop import contrastive_loss
+from moco.benchmarks.internal.original_step import OriginalMoCo, original_step
+from moco.builder import MoCo
+from moco.tools import bench_step
+from tests.conftest import run_ranks
+from tests.test_builder import DIM, K, M, N, T, TinyNet, images
+
+COMMAND = [sys.executable, "-m", "moco.benchmarks.step"]
+TINY = [
+    "-a",
+    "resnet18",
+    "-b",
+    "8",
+    "--crop-size",
+    "32",
+    "--mini-crop-size",
+    "16",
+    "--moco-k",
+    "64",
+    "--seconds",
+    "0.1",
+]
+
+
+def test_it_prints_a_table_and_json():
+    more = ["--nproc", "2", "--enable-multicrop", "--json"]
+    result = subprocess.run([*COMMAND, *TINY, *more], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    figures = json.loads(lines[-1])
+    assert [row["designs"] for row in figures["rows"]] == ["baseline", "MultiCrop"]
+    assert figures["designs"] == "MultiCrop" and figures["processes"] == 2
+    assert all(figures[name] > 0 for name in ("ours", "original", "ours_over_original", "cost", "tflops"))
+    assert abs(figures["cost_by_arithmetic"] - (4 + 6 * 3 / 4) / 4) < 1e-9 and figures["cost_in_paper"] == 2.15
+    image = 4 * 3 * 32 * 32
+    assert 4 * image < figures["image_bytes"] / figures["image_bytes_over_original"] < 1.1 * 4 * image  # its half
+    assert 0.45 < figures["image_bytes_over_original"] < 0.55
+    (table,) = [line for line in lines if line.lstrip().startswith("MultiCrop |")]
+    assert len(table.split("|")) == len(bench_step.COLUMNS)
+
+
+def test_all_is_the_baseline_each_design_and_all_five():
+    args = main_moco.build_parser().parse_args(["."])
+    args.all = True
+    rows = bench_step.table_rows(args)
+    assert rows[0] == () and rows[-1] == tuple(bench_step.DESIGNS) and len(rows) == 7
+    costs = [bench_step.flops(args, on, pixels=True) / bench_step.flops(args, (), pixels=True) for on in rows]
+    assert costs == pytest.approx([1, 1.83, 1, 1, 1, 1.25, 2.08], abs=0.005)
+    assert bench_step.flops(args, ()) == pytest.approx(4 * 2 * 4.1e9, rel=0.02)  # ResNet-50: 4.1 G multiply-adds
+
+
+def both(world):
+    """One step of both kinds from equal weights; in eval mode, where it does not matter how a batch is shuffled."""
+    rank = torch.distributed.get_rank() if world > 1 else 0
+    ours = MoCo(TinyNet, DIM, K, M, T).eval()
+    theirs = OriginalMoCo(TinyNet, DIM, K, M, T, False, torch.device("cpu")).eval()
+    theirs.load_state_dict(ours.state_dict())
+    views = [
+        [x.float().chunk(world)[rank] for x in images(0, n, size, world)] for n, size in ((1, 12), (6, 8), (2, 13))
+    ]
+    logits, labels = ours(*views)
+    loss = contrastive_loss(logits, labels)
+    loss.backward()
+    read, *_ = original_step(theirs, torch.optim.SGD(theirs.parameters(), 0.0), views)
+    gradients = [[p.grad for p in model.encoder_q.parameters()] for model in (ours, theirs)]
+    return (loss.item(), gradients[0], ours.state_dict()), (read, gradients[1], theirs.state_dict())
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_originals_step_computes_what_ours_does(world):
+    for ours, theirs in run_ranks(both, 2, 2) if world == 2 else [both(1)]:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert ours[2]["queue_ptr"].item() == N * world
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--bn-splits", "3"], "--bn-splits 3 does not divide"),
+        (["-b", "3", "--nproc", "2"], "--batch-size 3 does not give 2 processes the same number of images; give 4"),
+        (["--moco-k", "4"], "--moco-k 4 is smaller than a batch of 8"),
+        (["--precision", "fp64"], "invalid choice: 'fp64'"),
+        (["--seconds", "-1"], "'-1' is not a finite number >= 0"),
+    ],
+)
+def test_what_it_refuses(flags, message):
+    result = subprocess.run([*COMMAND, *TINY, *flags], capture_output=True, text=True)
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr

@@ -1,0 +1,275 @@
+"""Signals that ask a run to stop: agreement, one checkpoint, exit code 143, and the run that goes on from there."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+
+import main_lincls
+import main_moco
+from moco import interruption
+from moco.engine.preemption import EXIT_CODE, SIGNALS, Interruption, held, signal_name
+from moco.loader import _loader, start_worker
+from tests.conftest import run_ranks, script_in_rank
+from tests.test_builder import TinyNet
+
+
+def noticed(stop):
+    """Waits until the listener has read a signal."""
+    deadline = time.monotonic() + 30
+    while not stop.number and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def signal_at(step, number, victim=0):
+    """One of the ranks signals itself after `step` of 20 steps; returns after which step all stop."""
+    with Interruption(steps=3) as stop:
+        for i in range(20):
+            if dist.is_initialized() and dist.get_rank() == victim and i == step:
+                os.kill(os.getpid(), number)
+                noticed(stop)
+            if stop.asked():
+                assert stop.asked()  # it stays so
+                return i, stop.number
+
+
+@pytest.mark.parametrize("world, victim", [(2, 0), (2, 1), (4, 3)])
+def test_all_ranks_stop_after_the_same_step_whoever_was_signalled(world, victim):
+    everywhere = run_ranks(signal_at, world, 7, signal.SIGUSR1, victim)
+    ((stopped, number),) = set(everywhere)
+    assert number == signal.SIGUSR1 and 7 <= stopped <= 7 + 3  # within the interval
+
+
+def test_nobody_stops_without_a_signal():
+    assert run_ranks(signal_at, 2, 99, signal.SIGTERM, 0) == [None, None]
+
+
+@pytest.mark.gpu
+def test_notes_are_compared_over_nccl(tmp_path):
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/m", rank=0, world_size=1)
+    try:
+        with Interruption(steps=1) as stop:
+            assert not stop.asked()
+            os.kill(os.getpid(), signal.SIGTERM)
+            noticed(stop)
+            assert stop.asked()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_steps_between_comparisons_follow_their_duration():
+    stop = Interruption(steps=10)
+    assert stop._steps_to_next(0.0) == 1  # nothing is known yet
+    stop.compared, stop.steps_since = 100.0, 4
+    assert stop._steps_to_next(100.4) == 10  # fast steps: the print interval
+    assert stop._steps_to_next(108.0) == 2  # 2 s each: within INTERVAL
+    assert stop._steps_to_next(160.0) == 1
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_alone_the_first_signal_is_noted_and_the_handlers_come_back(number, capsys):
+    before = [signal.getsignal(n) for n in SIGNALS]
+    with Interruption(steps=10) as stop:
+        assert not stop.asked()
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # the same one, come another way
+        noticed(stop)
+        assert stop.asked() and stop.number == number
+    assert [signal.getsignal(n) for n in SIGNALS] == before
+    assert f"{signal_name(number)}: the run stops after a step" in capsys.readouterr().out
+
+
+STUCK = """
+    import os, signal, sys, time
+    import torch.distributed as dist
+    from moco import checkpoint, interruption
+
+    temporary = sys.argv[1] + ".tmp"
+    open(temporary, "w").close()
+    checkpoint._temporaries.add(temporary)
+    store = dist.FileStore(sys.argv[2], 2)
+    with interruption.Interruption(steps=1):
+        print("listening", flush=True)
+        store.get("what nobody sets")  # where no signal's handler runs
+"""
+
+
+def test_a_second_signal_ends_a_process_that_hangs_and_leaves_no_half_written_file(tmp_path):
+    (tmp_path / "stuck.py").write_text(textwrap.dedent(STUCK))
+    program = subprocess.Popen(
+        [sys.executable, str(tmp_path / "stuck.py"), str(tmp_path / "c"), str(tmp_path / "store")],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout.readline() == "listening\n"
+    program.send_signal(signal.SIGTERM)
+    assert "ends it at once" in program.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.wait(interruption.ECHO + 0.5)
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(30) == EXIT_CODE
+    assert not (tmp_path / "c.tmp").exists()
+
+
+def test_before_a_run_listens_signals_end_the_program_with_their_exit_code():
+    lines = "import time; from moco.engine.preemption import exit_on_signals; exit_on_signals(); print(1, flush=True)"
+    program = subprocess.Popen([sys.executable, "-c", f"{lines}; time.sleep(60)"], stdout=subprocess.PIPE, text=True)
+    assert program.stdout.readline() == "1\n"
+    program.send_signal(signal.SIGUSR1)
+    assert program.wait(30) == EXIT_CODE
+
+
+class Numbers(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        return i
+
+
+def first_batch():
+    """Batches of one number each after the first, and the data worker that makes them."""
+    batches = iter(_loader(Numbers(), workers=1))
+    next(batches)
+    return batches, batches._workers[0]
+
+
+def test_data_workers_pass_over_signals():
+    batches, worker = first_batch()
+    for number in SIGNALS:
+        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)  # as others do
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    assert [int(x) for x in batches] == list(range(1, 40))
+
+
+def test_data_workers_obey_their_parent():
+    batches, worker = first_batch()
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        worker.terminate()
+        worker.join(30)
+        assert worker.exitcode == 0
+        list(batches)
+
+
+def test_signals_that_come_while_a_worker_starts_wait_until_it_is_ready():
+    with held():
+        batches = iter(_loader(Numbers(), workers=1))
+        for number in SIGNALS:
+            subprocess.run(["kill", f"-{int(number)}", str(batches._workers[0].pid)], check=True)
+    assert len(list(batches)) == 40
+
+
+def test_a_data_worker_whose_parent_is_gone_does_not_begin(monkeypatch):
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(iter(DataLoader(Numbers(), num_workers=1, worker_init_fn=partial(start_worker, os.getpid() + 1))))
+
+
+def interrupt(number):
+    """Signals this process, in which a script runs, and waits until its listener has read it."""
+    (listener,) = [thread for thread in threading.enumerate() if thread.name == "signals"]
+    os.kill(os.getpid(), number)
+    noticed(listener._target.__self__)
+
+
+def moco_words(imagenet, folder):
+    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "24", "--moco-k", "64", "-j", "0", "-p", "2"]
+    return [*words, "--epochs", "3", "--seed", "2", "--output-dir", str(folder)]
+
+
+def tiny(monkeypatch):
+    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
+
+
+def equal(a, b):
+    a, b = (torch.load(path, weights_only=True)["state_dict"] for path in (a, b))
+    return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+@pytest.mark.parametrize("step, place", [(5, (1, 2)), (7, (2, 0))], ids=["within an epoch", "at its end"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(step, place, imagenet, tmp_path, monkeypatch, capsys):
+    tiny(monkeypatch)
+    main_moco.main(moco_words(imagenet, tmp_path / "whole"))
+    train_step = main_moco.train_step
+
+    def stopping(*args):
+        if args[4] == step:
+            interrupt(signal.SIGTERM)
+        return train_step(*args)
+
+    monkeypatch.setattr(main_moco, "train_step", stopping)
+    with pytest.raises(SystemExit) as stop:
+        main_moco.main(moco_words(imagenet, tmp_path / "stopped"))
+    assert stop.value.code == EXIT_CODE
+    name = "checkpoint__last.pth.tar" if place[1] else "checkpoint__0001.pth.tar"
+    path = tmp_path / "stopped" / name
+    saved = torch.load(path, weights_only=True)
+    assert (saved["epoch"], saved["step"]) == place
+    assert f"stopped by SIGTERM; {str(path)!r} is written" in capsys.readouterr().out
+    monkeypatch.setattr(main_moco, "train_step", train_step)
+    main_moco.main([*moco_words(imagenet, tmp_path / "stopped"), "--resume", "auto"])
+    assert equal(*(tmp_path / run / "checkpoint__0002.pth.tar" for run in ("whole", "stopped")))
+    assert '"kind": "stop"' in (tmp_path / "stopped" / "log.jsonl").read_text()
+
+
+def test_a_signal_in_the_last_step_of_all_lets_the_run_end(imagenet, tmp_path, monkeypatch):
+    tiny(monkeypatch)
+    train_step = main_moco.train_step
+
+    def stopping(*args):
+        if args[4] == 11:
+            interrupt(signal.SIGTERM)
+        return train_step(*args)
+
+    monkeypatch.setattr(main_moco, "train_step", stopping)
+    main_moco.main(moco_words(imagenet, tmp_path))
+    assert torch.load(tmp_path / "checkpoint__0002.pth.tar", weights_only=True)["epoch"] == 3
+
+
+def lincls_words(imagenet, folder):
+    words = [str(imagenet), "--pretrained", "none", "-a", "resnet18", "--crop-size", "32", "-b", "24", "-j", "0"]
+    return [*words, "--epochs", "2", "--seed", "2", "-p", "1", "--output-dir", str(folder)]
+
+
+def probe_stopped_in_validation(imagenet, folder):
+    """One rank is signalled in the second epoch's first validation step; returns the exit code."""
+    steps, cross_entropy = [], main_lincls.F.cross_entropy
+
+    def stopping(output, target, **how):
+        steps.append(bool(how))  # whether it is one of validation
+        if sum(steps) == 3 and steps[-1] and dist.get_rank() == 1:  # 2 a validation
+            interrupt(signal.SIGUSR1)
+        return cross_entropy(output, target, **how)
+
+    main_lincls.F.cross_entropy = stopping
+    try:
+        script_in_rank(main_lincls, lincls_words(imagenet, folder))
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        main_lincls.F.cross_entropy = cross_entropy
+
+
+def probe(words):
+    script_in_rank(main_lincls, words)
+
+
+def test_linear_classification_that_was_stopped_in_validation_goes_on_to_the_same_end(imagenet, tmp_path):
+    run_ranks(probe, 2, lincls_words(imagenet, tmp_path / "whole"))
+    assert run_ranks(probe_stopped_in_validation, 2, imagenet, tmp_path / "stopped") == [EXIT_CODE] * 2
+    saved = torch.load(tmp_path / "stopped" / "checkpoint_last.pth.tar", weights_only=True)
+    assert (saved["epoch"], saved["step"]) == (1, 4)
+    run_ranks(probe, 2, [*lincls_words(imagenet, tmp_path / "stopped"), "--resume", "auto"])
+    assert equal(*(tmp_path / run / "checkpoint.pth.tar" for run in ("whole", "stopped")))
+    best = [torch.load(tmp_path / run / "checkpoint.pth.tar", weights_only=True) for run in ("whole", "stopped")]
+    assert best[0]["best_acc1"] == best[1]["best_acc1"]

@@ -1,0 +1,215 @@
+"""The tensor path against the PIL path: each operation, whole recipes, distributions; the same draws for both."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image
+
+from moco.asymmetry.asym_aug import asym_aug_plan
+from moco.asymmetry.mean_encoding import mean_encoding_plan
+from moco.asymmetry.multicrop import multicrop_plan
+from moco.asymmetry.scalemix import scalemix_plan
+from moco.views import on_tensor
+from moco.views.apply_on_device import GEOMETRIC, Layout, apply_recipes, crop_resized, row_of, run_steps, steps_of
+from moco.views.apply_with_pillow import apply_recipe, render
+from moco.views.normalize import STD, normalize_images
+from moco.views.randaugment import ARGUMENTS, NAMES, Operation
+from moco.views.random_parameters import JITTER, Crop, Draw, draw_view, uniforms_needed
+from moco.views.recipes import View, baseline_plan
+from tests.views.photographs import hard_cases, photograph
+
+SIZE = 48
+IMAGES = {"photograph": photograph(SIZE, SIZE), **hard_cases(SIZE, SIZE)}
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+WHOLE = Crop(0, 0, SIZE, SIZE)
+MAGNITUDES = (2.5, 7.5, 9.6, 10.0)
+
+
+def jittered(name, low, high):
+    return [Draw(WHOLE, jitter=((name, factor),)) for factor in np.linspace(low, high, 9).tolist()]
+
+
+def operated(name, bicubic=False):
+    to_argument = ARGUMENTS[name] or (lambda f, sign: None)
+    arguments = [to_argument(m / 10, sign) for m in MAGNITUDES for sign in (-1, 1)]
+    return [Draw(WHOLE, operations=(Operation(name, a, bicubic),)) for a in arguments]
+
+
+# Name to (draws, the mean absolute difference in levels that an image may have).
+OPERATIONS = {
+    **{name: (jittered(name, 0.6, 1.4), 1.5) for name in JITTER[:3]},
+    "hue": (jittered("hue", -0.1, 0.1), 1.5),
+    "gray": ([Draw(WHOLE, gray=True)], 1.5),
+    "blur": ([Draw(WHOLE, sigma=s) for s in np.linspace(0.1, 2.0, 9).tolist()], 1.5),
+    "flip": ([Draw(WHOLE, flip=True)], 0.5),
+    **{name: (operated(name), 0.5 if name in ("Invert", "Posterize", "Solarize") else 1.5) for name in NAMES},
+    **{f"{name}, bicubic": (operated(name, bicubic=True), 1.5) for name in GEOMETRIC},
+}
+
+
+def on_device(x, rows, device="cpu"):
+    rows = torch.tensor(rows, dtype=torch.float32)
+    return apply_recipes(x.to(device), rows, rows.to(device)).cpu()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_operation_is_pillows(device):
+    table = []
+    for name, (draws, limit) in OPERATIONS.items():
+        gaps = {}
+        for key, image in IMAGES.items():
+            x = TF.pil_to_tensor(image).expand(len(draws), -1, -1, -1)
+            expected = torch.stack([TF.pil_to_tensor(apply_recipe(d, SIZE, image)) for d in draws]).float()
+            result = on_device(x, [row_of(d) for d in draws], device)
+            assert torch.equal(result, result.round()) and result.min() >= 0 and result.max() <= 255
+            gaps[key] = (result - expected).abs().mean((1, 2, 3)).max().item()
+        table.append(f"{name:24s}" + "".join(f"{gap:12.3f}" for gap in gaps.values()))
+        assert max(gaps.values()) <= limit, "\n".join(table)
+    print("\n" + f"{'mean difference, levels':24s}" + "".join(f"{key:>12s}" for key in IMAGES), *table, sep="\n")
+
+
+def test_crops_are_pillows():
+    image = photograph(301, 199, seed=4)
+    pixels = TF.pil_to_tensor(image).permute(1, 2, 0).contiguous()
+    for size, crop in ((32, Crop(10, 20, 150, 200)), (224, Crop(0, 0, 199, 301)), (96, Crop(50, 60, 40, 31))):
+        out = torch.zeros(size, size, 3, dtype=torch.uint8)
+        crop_resized(pixels, crop, out)
+        expected = TF.pil_to_tensor(TF.resized_crop(image, *crop, [size, size])).permute(1, 2, 0)
+        gap = (out.float() - expected.float()).abs()
+        assert gap.mean() <= 0.5 and gap.max() <= 1
+
+
+def both_paths(plan, images, draws_each, seed=0, device="cpu"):
+    """Each view of the plan on both paths, uint8 levels: lists of M x 3 x size x size, tensor and PIL."""
+    layout = Layout(plan.views)
+    n = len(images) * draws_each
+    crops = {s: torch.empty(n, len(r), s, s, 3, dtype=torch.uint8) for s, r in layout.rows.items()}
+    rows, expected = [], []
+    for i in range(n):
+        image = images[i // draws_each]
+        rng = np.random.default_rng((seed, i))
+        draws = [draw_view(v, *image.size, rng.random(uniforms_needed(v)).tolist()) for v in plan.views]
+        pixels = TF.pil_to_tensor(image).permute(1, 2, 0).contiguous()
+        layout.crop(pixels, draws, {size: x[i] for size, x in crops.items()})
+        rows.append(layout.rows_of(draws))
+        expected.append([render(d, v.size, image) for d, v in zip(draws, plan.views, strict=True)])
+    ours = layout.finish({size: x.to(device) for size, x in crops.items()}, torch.tensor(rows))
+    theirs = [normalize_images(torch.stack(views)) for views in zip(*expected, strict=True)]
+    return [x.cpu() for x in ours], theirs
+
+
+def levels(x):
+    """The size of a difference of normalised values, in levels."""
+    return x.abs() * torch.tensor(STD).view(3, 1, 1) * 255
+
+
+def plans():
+    base = baseline_plan(48)
+    every = mean_encoding_plan(asym_aug_plan(scalemix_plan(multicrop_plan(base, 24))))
+    named = {"baseline": base, "multicrop": multicrop_plan(base, 24), "scalemix": scalemix_plan(base)}
+    return named | {"asym_aug": asym_aug_plan(base), "mean_encoding": mean_encoding_plan(base), "all": every}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", plans())
+def test_whole_recipes_are_pillows(name, device):
+    images = [photograph(160, 120, seed=s) for s in range(4)]
+    for ours, theirs in zip(*both_paths(plans()[name], images, 12, device=device), strict=True):
+        gaps = levels(ours - theirs).mean((1, 2, 3))
+        # Equalize and autocontrast stretch a last bit where a crop has few levels, in any implementation.
+        assert gaps.mean() <= 0.75 and gaps.quantile(0.9) <= 1.5
+        assert gaps.max() <= (64 if name in ("asym_aug", "all") else 1.5)
+
+
+def statistics(x):
+    """M x 14: each view's channel means, deviations, and mean squared gradient; then their squares."""
+    gradient = x.diff(dim=-1).square().mean((1, 2, 3)) + x.diff(dim=-2).square().mean((1, 2, 3))
+    first = torch.cat((x.mean((2, 3)), x.std((2, 3)), gradient[:, None]), dim=1).double()
+    return torch.cat((first, first.square()), dim=1)
+
+
+@pytest.mark.parametrize("view", [View(24), View(24, randaugment=True), View(24, mixed=True), View(12, (0.05, 0.14))])
+def test_both_paths_have_the_same_distribution(view):
+    """Over thousands of draws, not the same ones, on several images: each statistic within its sampling error."""
+    images = [photograph(60, 45, seed=s) for s in range(3)]
+    plan = baseline_plan(24).__class__(source=(view,), target=())
+    ours = statistics(both_paths(plan, images, 700, seed=1)[0][0])
+    theirs = statistics(both_paths(plan, images, 700, seed=2)[1][0])
+    error = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()
+    assert ((ours.mean(0) - theirs.mean(0)).abs() < 4.5 * error).all()
+
+
+def test_a_result_does_not_depend_on_its_batch(monkeypatch):
+    plan, images = plans()["all"], [photograph(160, 120)]
+    whole, _ = both_paths(plan, images, 9)
+    monkeypatch.setattr(on_tensor, "PIXELS_AT_ONCE", 4 * 48 * 48)
+    parts, _ = both_paths(plan, images, 9)
+    fewer, _ = both_paths(plan, images, 2)
+    for a, b, c in zip(whole, parts, fewer, strict=True):
+        assert levels(a - b).mean() < 0.01 and levels(a[:2] - c).mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_views_of_a_few_pixels(size):
+    image = photograph(size, size)
+    draws = [Draw(Crop(0, 0, size, size), operations=d.operations) for name in NAMES for d in operated(name)]
+    x = TF.pil_to_tensor(image).expand(len(draws), -1, -1, -1)
+    expected = torch.stack([TF.pil_to_tensor(apply_recipe(d, size, image)) for d in draws]).float()
+    assert (on_device(x, [row_of(d) for d in draws]) - expected).abs().mean() < 0.5
+
+
+@pytest.mark.gpu
+def test_the_host_never_waits_for_the_device():
+    plan = plans()["all"]
+    layout = Layout(plan.views)
+    crops = {s: torch.zeros(8, len(r), s, s, 3, dtype=torch.uint8).cuda() for s, r in layout.rows.items()}
+    rows = []
+    for i in range(8):
+        rng = np.random.default_rng(i)
+        draws = [draw_view(v, 48, 48, rng.random(uniforms_needed(v)).tolist()) for v in plan.views]
+        rows.append(layout.rows_of(draws))
+    rows = torch.tensor(rows)
+    layout.finish(crops, rows)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layout.finish(crops, rows)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_layout_of_all_designs():
+    layout = Layout(plans()["all"].views)
+    assert layout.rows == {48: [0, 1, 8, 9], 24: [2, 3, 4, 5, 6, 7]}
+
+
+def test_mixed_views_show_the_other_draws_box():
+    plan = scalemix_plan(baseline_plan(24))
+    image = Image.fromarray(np.full((40, 50, 3), 77, np.uint8))
+    flat = [
+        Draw(Crop(0, 0, 40, 50), box=(3, 5, 9, 24), other=Draw(Crop(0, 0, 40, 50), operations=(Operation("Invert"),)))
+    ]
+    layout = Layout(plan.source)
+    crops = {24: torch.empty(1, 2, 24, 24, 3, dtype=torch.uint8)}
+    layout.crop(TF.pil_to_tensor(image).permute(1, 2, 0).contiguous(), flat, {24: crops[24][0]})
+    (view,) = layout.finish(crops, torch.tensor([layout.rows_of(flat)]))
+    expected = torch.full((1, 3, 24, 24), 77, dtype=torch.uint8)
+    expected[..., 3:9, 5:24] = 255 - 77
+    assert torch.equal(view, normalize_images(expected))
+
+
+@pytest.mark.parametrize(
+    "device, backend", [("cpu", "eager"), pytest.param("cuda", "inductor", marks=pytest.mark.gpu)]
+)
+def test_torch_compile_takes_it(device, backend):
+    plan = plans()["asym_aug"]
+    rng = np.random.default_rng(0)
+    view = plan.source[0]
+    draws = [draw_view(view, 48, 48, rng.random(uniforms_needed(view)).tolist()) for _ in range(24)]
+    rows = torch.tensor([row_of(d) for d in draws])
+    functions, indices = zip(*steps_of(rows), strict=True)
+    x = torch.stack([TF.pil_to_tensor(photograph(48, 48, seed=s)) for s in range(24)]).float().to(device)
+    rows, indices = rows.to(device), [i.to(device) for i in indices]
+    eager = run_steps(x.clone(), rows, functions, indices)
+    compiled = torch.compile(run_steps, dynamic=True, fullgraph=True, backend=backend)
+    assert (eager - compiled(x.clone(), rows, functions, indices)).abs().mean((1, 2, 3)).max() < 0.5
