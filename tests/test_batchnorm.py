@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from moco.batchnorm import SplitBatchNorm, check_splits, in_words, split_batchnorm, views_apart
-from tests.test_device import compiles
+from moco.batchnorm import SplitBatchNorm, check_splits, split_batchnorm, views_apart
+from tests.test_precision import compiles
 
 SHAPES = [(12, 5), (12, 5, 4, 3)]
 PLAIN = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}
@@ -128,16 +128,3 @@ def test_the_door():
         check_splits(3, 8)
     with pytest.raises(ValueError, match="give one of 1, 2, 4"):
         check_splits(8, 8)
-
-
-def test_words():
-    assert in_words(8, 1, 256) == "batch normalisation: 8 groups of 32 images"
-    assert in_words(1, 1, 256).endswith("1 group of 256 images; the paper's runs had groups of 32: --bn-splits 8")
-    assert in_words(1, 4, 256).endswith("groups of 32: --bn-splits 2")
-    assert in_words(1, 2, 16) == "batch normalisation: 2 groups of 8 images"  # nothing would make it 32
-    assert in_words(1, 16, 256) == "batch normalisation: 16 groups of 16 images"
-    assert in_words(8, 1, 256, earlier=32) == in_words(8, 1, 256)
-    note = "\nnote: before the resume it saw {} images at a time"
-    assert in_words(8, 1, 256, earlier=256).endswith(note.format(256) + "; --bn-splits 1 would keep that")
-    assert in_words(1, 2, 256, earlier=32).endswith(note.format(32) + "; --bn-splits 4 would keep that")
-    assert in_words(1, 4, 256, earlier=128).endswith(note.format(128))  # fewer groups than processes

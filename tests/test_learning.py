@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
-from moco.asymmetry.multicrop import contrastive_loss
 from moco.builder import MoCo
 from moco.data.image_list import ImageFolder
 from moco.loader import training_loader
+from moco.loss import contrastive_loss
 from moco.views.normalize import normalize_images
 from moco.views.recipes import baseline_plan
 

@@ -13,12 +13,14 @@ from torchvision import models, transforms
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 import main_lincls
+from moco.data.datasets import RandomViews
 from moco.data.image_list import ImageFolder
-from moco.loader import EpochBatches, RandomViews
+from moco.data.sampler import EpochBatchSampler
+from moco.engine import checkpoint_atomic_write
 from moco.views.normalize import normalize_images
 from moco.views.recipes import View
 from tests import readme
-from tests.conftest import run_ranks, script_in_rank
+from tests.ranks import run_ranks, script_in_rank
 
 ROOT = os.path.dirname(readme.README)
 
@@ -110,17 +112,17 @@ def test_the_learning_rate_follows_the_batch_and_the_cosine(imagenet, tmp_path, 
 
 def kept(words):
     """Runs main_lincls.py in this rank; rank 0 keeps the checkpoint of each epoch."""
-    save, checkpoints = main_lincls.ckpt.save, []
+    save, checkpoints = checkpoint_atomic_write.save, []
 
     def keeping(checkpoint, path):
         checkpoints.append(copy.deepcopy(checkpoint))
         save(checkpoint, path)
 
-    main_lincls.ckpt.save = keeping
+    checkpoint_atomic_write.save = keeping
     try:
         script_in_rank(main_lincls, words)
     finally:
-        main_lincls.ckpt.save = save
+        checkpoint_atomic_write.save = save
     return {c["epoch"]: c for c in checkpoints}
 
 
@@ -140,7 +142,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_
 def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(imagenet, tmp_path, capsys):
     more = ["--pretrained", "none", "--save-every", "2", "--epochs", "2", "--lars", "--resume", "auto"]
     main_lincls.main(words(imagenet, tmp_path / "whole", *more))
-    assert "this is a fresh start" in capsys.readouterr().out
+    assert "this run starts from the beginning" in capsys.readouterr().out
     (tmp_path / "resumed").mkdir()
     shutil.copy(tmp_path / "whole" / "checkpoint_last.pth.tar", tmp_path / "resumed")
     main_lincls.main(words(imagenet, tmp_path / "resumed", *more))
@@ -177,7 +179,7 @@ def test_what_the_flags_say_is_what_trains(imagenet, tmp_path):
     ranks = run_ranks(what_trains, 2, line)
     views = (View(32, scale=(0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0),)
     dataset = RandomViews(ImageFolder(imagenet / "train"), views, seed=2)
-    order = EpochBatches(96, 40, seed=2, drop_last=False)
+    order = EpochBatchSampler(96, 40, seed=2, drop_last=False)
     for epoch in range(2):
         order.epoch = epoch
         for i, addresses in enumerate(order):
@@ -229,13 +231,14 @@ def test_validation_is_the_same_for_any_number_of_processes(imagenet, tmp_path):
 
 
 def test_a_backbone_that_moves_stops_the_run(imagenet, tmp_path, monkeypatch):
-    train_epoch = main_lincls.train_epoch
+    train_step = main_lincls.train_step
 
-    def moving(net, *args, **kwargs):
-        train_epoch(net, *args, **kwargs)
+    def moving(net, *args):
+        result = train_step(net, *args)
         net.bn1.running_mean.add_(1e-3)
+        return result
 
-    monkeypatch.setattr(main_lincls, "train_epoch", moving)
+    monkeypatch.setattr(main_lincls, "train_step", moving)
     with pytest.raises(RuntimeError, match=r"bn1\.running_mean changed"):
         main_lincls.main(words(imagenet, tmp_path, "--pretrained", "none"))
     assert not (tmp_path / "checkpoint.pth.tar").exists()

@@ -13,13 +13,14 @@ import torch
 
 import main_lincls
 import main_moco
+from moco.data.datasets import RandomViews
 from moco.data.image_list import ImageFolder
+from moco.data.sampler import EpochBatchSampler
 from moco.engine.json_log import git_commit
-from moco.loader import EpochBatches, RandomViews
 from moco.views.normalize import normalize_images
 from tests import readme
-from tests.conftest import run_ranks, script_in_rank
-from tests.test_builder import TinyNet
+from tests.ranks import run_ranks, script_in_rank
+from tests.tiny_net import TinyNet
 
 ROOT = os.path.dirname(readme.README)
 RECIPES = readme.commands("main_moco.py")
@@ -147,7 +148,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_overwrites_nothing(imagenet,
     assert (
         f"rank 0 is not finite in step 1 of epoch 1, at learning rate 0.0225; last good checkpoint: {last}" in message
     )
-    order = EpochBatches(96, 24, seed=2)
+    order = EpochBatchSampler(96, 24, seed=2)
     order.epoch = 1
     folder = ImageFolder(imagenet / "train")
     assert [name.strip() for name in names] == [folder.path(i) for _, i in list(order)[1]]
@@ -281,7 +282,7 @@ def test_what_the_flags_say_is_what_trains(imagenet, tmp_path):
     ranks = run_ranks(what_trains, 4, [*words, "--output-dir", str(tmp_path)])
     args = main_moco.build_parser().parse_args(words)
     dataset = RandomViews(ImageFolder(imagenet / "train"), main_moco.view_plan(args).views, seed=3)
-    order = EpochBatches(96, 40, seed=3)
+    order = EpochBatchSampler(96, 40, seed=3)
     for epoch in range(2):
         order.epoch = epoch
         for i, addresses in enumerate(order):

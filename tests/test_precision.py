@@ -1,11 +1,11 @@
-"""Number formats, and copies."""
+"""Number formats: TF32 flags, autocast, the loss scaler."""
 
 import shutil
 
 import pytest
 import torch
 
-from moco.precision import at_least_fp32, autocast, grad_scaler, send, set_precision, set_tf32_flags, tf32_flags
+from moco.precision import at_least_fp32, autocast, grad_scaler, set_precision, set_tf32_flags, tf32_flags
 
 compiles = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -41,8 +41,3 @@ def test_autocast_and_scaler(precision):
 def test_at_least_fp32():
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         assert at_least_fp32(torch.zeros(1, dtype=dtype)).dtype == expected
-
-
-def test_send_on_a_cpu_copies_nothing():
-    x = torch.zeros(2)
-    assert send(x, torch.device("cpu")) is x

@@ -116,7 +116,8 @@ def bench(device, args, run):
 
 
 NOTES = """cost: time over the baseline's time; arithmetic: the same, computed from the number of pixels;
-paper: the same, from the paper's hours; splits: time with --bn-splits over time without; peak GB: of a GPU's tensors, or of the process on a CPU;
+paper: the same, from the paper's hours; splits: time with --bn-splits over time without;
+peak GB: memory of a GPU's tensors, or of the process on a CPU;
 hours: for 100 epochs of ImageNet; bytes: sent per process and step over gloo"""
 COLUMNS = {  # name of a figure: title, width
     "designs": ("designs", 41),

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from moco.asymmetry.asym_bn import SyncTargetBatchNorm1d, check_group, synchronize_projector
-from tests.conftest import run_ranks
+from tests.ranks import run_ranks
 
 N, C, STEPS = 3, 5, 4
 

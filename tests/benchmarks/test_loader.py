@@ -9,7 +9,7 @@ import torch
 
 from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.scalemix import scalemix_plan
-from moco.tools import bench_loader
+from moco.benchmarks.internal.original_loader import original_loader
 from moco.views.recipes import baseline_plan
 
 COMMAND = [sys.executable, "-m", "moco.benchmarks.loader"]
@@ -33,7 +33,7 @@ def test_it_prints_a_table_and_json(imagenet):
 
 def test_the_original_recipe_makes_normalised_views(imagenet):
     plan = asym_aug_plan(scalemix_plan(baseline_plan(24)))
-    (views, labels) = next(iter(bench_loader.original_loader(imagenet / "train", plan, 1)))
+    (views, labels) = next(iter(original_loader(imagenet / "train", plan, 32, 1)))
     assert [v.shape for v in views] == [(32, 3, 24, 24)] * 2 and labels.shape == (32,)
     assert all(v.dtype == torch.float32 and -3 < v.min() < 0 < v.max() < 3 for v in views)
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import main_moco
-from moco.asymmetry.multicrop import contrastive_loss
+from moco.benchmarks import step as bench_step
 from moco.benchmarks.internal.original_step import OriginalMoCo, original_step
 from moco.builder import MoCo
-from moco.tools import bench_step
-from tests.conftest import run_ranks
-from tests.test_builder import DIM, K, M, N, T, TinyNet, images
+from moco.loss import contrastive_loss
+from tests.ranks import run_ranks
+from tests.test_algorithm1 import DIM, K, M, N, T, images
+from tests.tiny_net import TinyNet
 
 COMMAND = [sys.executable, "-m", "moco.benchmarks.step"]
 TINY = [

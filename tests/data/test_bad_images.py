@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import main_moco
-from moco import image_folder
+from moco.data import image_decoding
 from moco.data.bad_images import Substitutes, TooManyBadImages
 from moco.data.image_list import ImageFolder
 from moco.loader import training_loader
 from moco.views.recipes import baseline_plan
-from tests.test_builder import TinyNet
+from tests.tiny_net import TinyNet
 
 BROKEN = (4, 50)
 
@@ -118,7 +118,7 @@ def test_a_trouble_of_the_system_is_no_bad_image(folder, tmp_path, monkeypatch, 
     def failing(path):
         raise error
 
-    monkeypatch.setattr(image_folder, "open_image", failing)
+    monkeypatch.setattr(image_decoding, "open_image", failing)
     substitutes = Substitutes(folder, 0, str(tmp_path / "list"))
     for load in (folder.load, folder.load_tensor):
         with pytest.raises(OSError, match=r"can't read the image .*jpg.*(Input/output|out of memory)"):

@@ -5,9 +5,10 @@ import threading
 import pytest
 import torch
 
-from moco import checkpoint as ckpt
-from moco import saver as saver_module
-from moco.engine.checkpoint_background_writer import Saver, check_space, on_cpu, size_of
+from moco.engine import checkpoint_atomic_write, checkpoint_background_writer
+from moco.engine.checkpoint_background_writer import BackgroundWriter, on_cpu, size_of, warn_if_disk_too_small
+from moco.engine.checkpoint_format import CheckpointError
+from moco.engine.checkpoint_read import read
 
 
 def state(value):
@@ -16,30 +17,30 @@ def state(value):
 
 def test_what_is_written_is_the_state_at_the_call(tmp_path, monkeypatch):
     """The write is held up until the state has changed."""
-    changed, save = threading.Event(), ckpt.save
+    changed, save = threading.Event(), checkpoint_atomic_write.save
 
     def late(checkpoint, path):
         assert changed.wait(30)
         save(checkpoint, path)
 
-    monkeypatch.setattr(ckpt, "save", late)
+    monkeypatch.setattr(checkpoint_atomic_write, "save", late)
     live, path = state(1), str(tmp_path / "c")
-    with Saver() as saver:
-        saver.save(live, path)
+    with BackgroundWriter() as writer:
+        writer.save(live, path)
         live["state_dict"]["w"].fill_(9)
         assert not (tmp_path / "c").exists()
         changed.set()
-    assert torch.equal(ckpt.read(path)["state_dict"]["w"], state(1)["state_dict"]["w"])
+    assert torch.equal(read(path)["state_dict"]["w"], state(1)["state_dict"]["w"])
 
 
 def test_one_write_at_a_time_several_names_and_removal(tmp_path):
-    with Saver() as saver:
+    with BackgroundWriter() as writer:
         for i in range(4):
-            saver.save(
+            writer.save(
                 state(i), *(str(tmp_path / name) for name in (f"{i}", "last")), remove=[str(tmp_path / f"{i - 1}")]
             )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "last"]
-    assert ckpt.read(str(tmp_path / "last"))["epoch"] == 3
+    assert read(str(tmp_path / "last"))["epoch"] == 3
 
 
 def full_disk(monkeypatch, failures):
@@ -58,21 +59,21 @@ def full_disk(monkeypatch, failures):
 
 def test_a_failed_write_keeps_the_file_before_it_and_is_reported(tmp_path, monkeypatch, capsys):
     path = str(tmp_path / "c")
-    ckpt.save(state(0), path)
+    checkpoint_atomic_write.save(state(0), path)
     full_disk(monkeypatch, 1)
-    with Saver() as saver:
-        saver.save(state(1), path)
-        saver.wait()
-        assert ckpt.read(path)["epoch"] == 0 and [p.name for p in tmp_path.iterdir()] == ["c"]
-        saver.save(state(2), path)
-    assert ckpt.read(path)["epoch"] == 2
+    with BackgroundWriter() as writer:
+        writer.save(state(1), path)
+        writer.wait()
+        assert read(path)["epoch"] == 0 and [p.name for p in tmp_path.iterdir()] == ["c"]
+        writer.save(state(2), path)
+    assert read(path)["epoch"] == 2
     warning = f"warning: can't write {path!r}: [Errno 28] No space left on device; the file before it is kept"
     assert capsys.readouterr().out.startswith(warning)
 
 
 def test_what_could_not_be_written_is_tried_again_after_the_next(tmp_path, monkeypatch):
     """As model_best beside the checkpoint of an epoch."""
-    save, broken = ckpt.save, [True]
+    save, broken = checkpoint_atomic_write.save, [True]
 
     def failing(checkpoint, path):
         if path.endswith("best") and broken.pop():
@@ -80,36 +81,36 @@ def test_what_could_not_be_written_is_tried_again_after_the_next(tmp_path, monke
             raise OSError(28, "No space left on device")
         save(checkpoint, path)
 
-    monkeypatch.setattr(ckpt, "save", failing)
+    monkeypatch.setattr(checkpoint_atomic_write, "save", failing)
     checkpoint, best, last = (str(tmp_path / name) for name in ("checkpoint", "best", "last"))
-    with Saver() as saver:
-        saver.save(state(1), best, checkpoint)
-        saver.save(state(2), last)
-        assert saver.last_path() == last
-    assert [ckpt.read(path)["epoch"] for path in (checkpoint, best, last)] == [1, 1, 2]
-    assert saver.jobs == []  # no copy is kept
+    with BackgroundWriter() as writer:
+        writer.save(state(1), best, checkpoint)
+        writer.save(state(2), last)
+        assert writer.last_path() == last
+    assert [read(path)["epoch"] for path in (checkpoint, best, last)] == [1, 1, 2]
+    assert writer.jobs == []  # no copy is kept
 
 
 def test_a_write_that_does_not_count_never_ends_the_run(tmp_path, monkeypatch, capsys):
-    save = ckpt.save
+    save = checkpoint_atomic_write.save
 
     def failing(checkpoint, path):
         if path.endswith("best"):
             raise OSError(1, "Operation not permitted")
         save(checkpoint, path)
 
-    monkeypatch.setattr(ckpt, "save", failing)
-    with Saver() as saver:
+    monkeypatch.setattr(checkpoint_atomic_write, "save", failing)
+    with BackgroundWriter() as writer:
         for i in range(4):
-            saver.save(state(i), str(tmp_path / "best"), str(tmp_path / "checkpoint"))
-    assert ckpt.read(str(tmp_path / "checkpoint"))["epoch"] == 3
+            writer.save(state(i), str(tmp_path / "best"), str(tmp_path / "checkpoint"))
+    assert read(str(tmp_path / "checkpoint"))["epoch"] == 3
     assert "Operation not permitted; it is tried again" in capsys.readouterr().out
 
 
 def test_an_error_of_the_run_does_not_hide_that_of_the_disk(tmp_path, monkeypatch, capsys):
     full_disk(monkeypatch, 1)
-    with pytest.raises(KeyError), Saver() as saver:
-        saver.save(state(1), str(tmp_path / "c"))
+    with pytest.raises(KeyError), BackgroundWriter() as writer:
+        writer.save(state(1), str(tmp_path / "c"))
         raise KeyError
     assert "No space left on device" in capsys.readouterr().out
 
@@ -117,27 +118,27 @@ def test_an_error_of_the_run_does_not_hide_that_of_the_disk(tmp_path, monkeypatc
 def test_an_older_state_never_replaces_a_newer_one(tmp_path, monkeypatch):
     full_disk(monkeypatch, 1)
     path = str(tmp_path / "last")
-    with Saver() as saver:
-        saver.save(state(1), path)
-        saver.save(state(2), path)
-    assert ckpt.read(path)["epoch"] == 2
+    with BackgroundWriter() as writer:
+        writer.save(state(1), path)
+        writer.save(state(2), path)
+    assert read(path)["epoch"] == 2
 
 
 def test_the_last_path_is_told_where_a_write_failed(tmp_path, monkeypatch):
     full_disk(monkeypatch, 2)
-    with pytest.raises(KeyError), Saver("of the resume") as saver:
+    with pytest.raises(KeyError), BackgroundWriter("of the resume") as writer:
         for name in "ab":
-            saver.save(state(1), str(tmp_path / name))
-        assert saver.last_path() == "of the resume"
+            writer.save(state(1), str(tmp_path / name))
+        assert writer.last_path() == "of the resume"
         raise KeyError
 
 
 def test_a_second_failure_ends_the_run(tmp_path, monkeypatch):
     full_disk(monkeypatch, 9)
     message = "No space left on device; nor could the checkpoint before it"
-    with pytest.raises(ckpt.CheckpointError, match=message), Saver() as saver:
+    with pytest.raises(CheckpointError, match=message), BackgroundWriter() as writer:
         for name in "abc":
-            saver.save(state(1), str(tmp_path / name))
+            writer.save(state(1), str(tmp_path / name))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,19 +147,19 @@ def test_the_last_write_is_tried_again(failures, tmp_path, monkeypatch):
     full_disk(monkeypatch, failures)
     path = str(tmp_path / "c")
     if failures == 1:
-        with Saver() as saver:
-            saver.save(state(5), path)
-        assert ckpt.read(path)["epoch"] == 5
+        with BackgroundWriter() as writer:
+            writer.save(state(5), path)
+        assert read(path)["epoch"] == 5
     else:
-        with pytest.raises(ckpt.CheckpointError, match="the run ends here"), Saver() as saver:
-            saver.save(state(5), path)
+        with pytest.raises(CheckpointError, match="the run ends here"), BackgroundWriter() as writer:
+            writer.save(state(5), path)
 
 
 def test_an_error_of_the_run_waits_for_the_write_and_stays_itself(tmp_path):
-    with pytest.raises(KeyError, match="of the run"), Saver() as saver:
-        saver.save(state(1), str(tmp_path / "c"))
+    with pytest.raises(KeyError, match="of the run"), BackgroundWriter() as writer:
+        writer.save(state(1), str(tmp_path / "c"))
         raise KeyError("of the run")
-    assert ckpt.read(str(tmp_path / "c"))["epoch"] == 1
+    assert read(str(tmp_path / "c"))["epoch"] == 1
 
 
 def test_copies_keep_values_types_and_memory_formats():
@@ -171,9 +172,9 @@ def test_copies_keep_values_types_and_memory_formats():
 
 def test_a_disk_too_small_is_a_warning_at_the_start(tmp_path, monkeypatch, capsys):
     usage = type("Usage", (), {"free": 5_000_000_000})
-    monkeypatch.setattr(saver_module.shutil, "disk_usage", lambda folder: usage)
-    check_space(str(tmp_path), 1_000_000_000, 4)
+    monkeypatch.setattr(checkpoint_background_writer.shutil, "disk_usage", lambda folder: usage)
+    warn_if_disk_too_small(str(tmp_path), 1_000_000_000, 4)
     assert capsys.readouterr().err == ""
-    check_space(str(tmp_path), 1_000_000_000, 5)
+    warn_if_disk_too_small(str(tmp_path), 1_000_000_000, 5)
     error = capsys.readouterr().err
     assert "will take about 6.0 GB" in error and "has 5.0 GB free; give --keep N" in error

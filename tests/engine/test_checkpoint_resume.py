@@ -1,19 +1,15 @@
-"""Going on from a checkpoint: what fits, what is refused, and runs that are the uninterrupted ones to the bit."""
+"""Which checkpoint a run can continue from, and what is loaded from it."""
 
-import math
 import re
-import shutil
 
 import pytest
 import torch
 
-import main_moco
-from moco import checkpoint as ckpt
-from moco import resume
+from moco.engine.checkpoint_format import CheckpointError, state_dict_of
+from moco.engine.checkpoint_read import newest_intact, read
+from moco.engine.checkpoint_resume import check_resumable, restore
 from moco.optim import sgd
-from tests.test_builder import TinyNet
-from tests.test_checkpoint import OPTIONS, moco, stepped
-from tests.test_main_moco import all_designs
+from tests.engine.test_checkpoint_format import OPTIONS, moco, stepped
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +25,9 @@ def test_restore_takes_the_state_and_leaves_the_hyper_parameters(saved):
         {k: v for k, v in g.items() if k in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "params")}
         for g in saved["optimizer"]["param_groups"]
     ]  # an older torch's
-    resume.restore(published, model, optimizer)
+    restore(published, model, optimizer)
     assert optimizer.param_groups[0]["lr"] == 0.5 and optimizer.param_groups[0]["momentum"] == 0.8
-    for name, tensor in ckpt.state_dict_of(model).items():
+    for name, tensor in state_dict_of(model).items():
         assert torch.equal(tensor, saved["state_dict"][name])
     state = optimizer.state_dict()["state"]
     for i, entry in saved["optimizer"]["state"].items():
@@ -44,7 +40,7 @@ def test_the_momentum_takes_the_memory_format_of_its_parameter(saved):
     model, _ = moco()
     model.to(memory_format=torch.channels_last)
     optimizer = sgd(model.parameters(), 0.03, 0.9)
-    resume.restore(saved, model, optimizer)
+    restore(saved, model, optimizer)
     i, weight = next((i, p) for i, p in enumerate(model.parameters()) if p.shape[2:] == (3, 3))
     momentum = optimizer.state[weight]["momentum_buffer"]
     assert momentum.stride() == weight.stride() != momentum.contiguous().stride()
@@ -53,7 +49,7 @@ def test_the_momentum_takes_the_memory_format_of_its_parameter(saved):
 
 
 def check(saved, options=OPTIONS, force=False, **kwargs):
-    resume.check_resumable(saved, "c.pth", *moco(**kwargs), options, force)
+    check_resumable(saved, "c.pth", *moco(**kwargs), options, force)
 
 
 def without(saved, key):
@@ -68,23 +64,23 @@ def test_a_resume_that_fits_passes(saved):
 
 
 def test_a_resume_that_does_not_fit_is_refused(saved):
-    refused = pytest.raises(ckpt.CheckpointError, match=r"--lr is 9.0, but .*'c.pth' was trained with 0.03.*--force")
+    refused = pytest.raises(CheckpointError, match=r"--lr is 9.0, but .*'c.pth' was trained with 0.03.*--force")
     with refused:
         check(saved, {**OPTIONS, "lr": 9.0})
-    with pytest.raises(ckpt.CheckpointError, match=r"--batch-size times the nodes is 2, .* with 256"):
+    with pytest.raises(CheckpointError, match=r"--batch-size times the nodes is 2, .* with 256"):
         check(saved, {**OPTIONS, "total_batch": 2})
-    with pytest.raises(ckpt.CheckpointError, match="--arch resnet18, not resnet34"):
+    with pytest.raises(CheckpointError, match="--arch resnet18, not resnet34"):
         check(saved, {**OPTIONS, "arch": "resnet34"}, arch="resnet34", force=True)
-    with pytest.raises(ckpt.CheckpointError, match=r"queue of shape \(8, 16\), this run of \(8, 32\)"):
+    with pytest.raises(CheckpointError, match=r"queue of shape \(8, 16\), this run of \(8, 32\)"):
         check(saved, K=32, force=True)
     for key in ("epoch", "arch", "state_dict", "optimizer"):
-        with pytest.raises(ckpt.CheckpointError, match=f"no '{key}'"):
+        with pytest.raises(CheckpointError, match=f"no '{key}'"):
             check(without(saved, key))
     fewer = {**saved, "state_dict": without(saved["state_dict"], "module.queue")}
-    with pytest.raises(ckpt.CheckpointError, match=r"lacks the tensor module\.queue"):
+    with pytest.raises(CheckpointError, match=r"lacks the tensor module\.queue"):
         check(fewer)
     for broken in ({}, {"state": {}, "param_groups": [{"params": [0]}]}):
-        with pytest.raises(ckpt.CheckpointError, match="optimizer state"):
+        with pytest.raises(CheckpointError, match="optimizer state"):
             check({**saved, "optimizer": broken})
 
 
@@ -107,174 +103,23 @@ def test_junk_in_the_place_of_values_is_refused(saved, tmp_path, key, junk, caps
     """Found by moco.faults.fuzz."""
     path = str(tmp_path / "c.pth")
     torch.save({**saved, key: junk}, path)
-    with pytest.raises(ckpt.CheckpointError, match=r"c\.pth"):
-        check(ckpt.read(path))
+    with pytest.raises(CheckpointError, match=r"c\.pth"):
+        check(read(path))
     if key in ("epoch", "step", "processes", "state_dict"):
-        assert resume.newest([path]) is None and "it is passed over" in capsys.readouterr().out
+        assert newest_intact([path]) is None and "it is skipped" in capsys.readouterr().out
 
 
 def test_the_newest_may_be_of_an_old_format(saved, tmp_path):
     old, new = str(tmp_path / "old"), str(tmp_path / "new")
     torch.save({**saved, "epoch": 9}, old, _use_new_zipfile_serialization=False)
     torch.save(saved, new)
-    assert resume.newest([new, old]) == old
+    assert newest_intact([new, old]) == old
 
 
 def test_junk_in_the_place_of_a_tensor_or_an_option_is_refused(saved, tmp_path):
     name = next(iter(saved["state_dict"]))
-    with pytest.raises(ckpt.CheckpointError, match=f"has {re.escape(name)} of shape"):
+    with pytest.raises(CheckpointError, match=f"has {re.escape(name)} of shape"):
         check({**saved, "state_dict": {**saved["state_dict"], name: "x"}})
     option = next(iter(saved["options"]))
-    with pytest.raises(ckpt.CheckpointError, match="was trained with"):
+    with pytest.raises(CheckpointError, match="was trained with"):
         check({**saved, "options": {**saved["options"], option: torch.zeros(2)}})
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_path):
-    all_designs(imagenet, tmp_path / "whole", world, "-j", "0", "--seed", "5")
-    start = tmp_path / "whole" / "checkpoint__0000.pth.tar"
-    all_designs(imagenet, tmp_path / "resumed", world, "-j", "4", "--resume", str(start))
-    assert not (tmp_path / "resumed" / "checkpoint__0000.pth.tar").exists()
-    a, b = (torch.load(tmp_path / run / "checkpoint__0002.pth.tar", weights_only=True) for run in ("whole", "resumed"))
-    for name, tensor in a["state_dict"].items():
-        assert torch.equal(tensor, b["state_dict"][name]), name
-    for i, state in a["optimizer"]["state"].items():
-        assert torch.equal(state["momentum_buffer"], b["optimizer"]["state"][i]["momentum_buffer"])
-    assert a["options"] == b["options"] and a["options"]["seed"] == 5 and a["epoch"] == b["epoch"] == 3
-    before = torch.load(start, weights_only=True)["state_dict"]
-    assert not torch.equal(before["module.queue"], a["state_dict"]["module.queue"])
-
-
-def test_a_run_resumed_by_fewer_processes_with_more_bn_groups_goes_on_as_it_would_have(imagenet, tmp_path, capsys):
-    more = ["-j", "0", "--seed", "5", "--epochs", "2"]
-    all_designs(imagenet, tmp_path / "two", 2, *more)
-    start = str(tmp_path / "two" / "checkpoint__0000.pth.tar")
-    all_designs(imagenet, tmp_path / "one", 1, *more, "--resume", start, "--bn-splits", "2")
-    assert "before the resume" not in capsys.readouterr().out
-    a, b = (torch.load(tmp_path / run / "checkpoint__0001.pth.tar", weights_only=True) for run in ("two", "one"))
-    for name, tensor in a["state_dict"].items():
-        torch.testing.assert_close(
-            b["state_dict"][name], tensor, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
-        )
-
-
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_path):
-    """From the checkpoint after 2 of the second epoch's 4 steps, which --resume auto prefers to the first epoch's."""
-    more = ["-j", "0", "--seed", "5", "-b", "24", "--epochs", "2", "--save-every", "2"]
-    all_designs(imagenet, tmp_path / "whole", world, *more)
-    middle = torch.load(tmp_path / "whole" / "checkpoint__last.pth.tar", weights_only=True)
-    assert (middle["epoch"], middle["step"]) == (1, 2)
-    (tmp_path / "resumed").mkdir()
-    shutil.copy(tmp_path / "whole" / "checkpoint__last.pth.tar", tmp_path / "resumed")
-    shutil.copy(tmp_path / "whole" / "checkpoint__0000.pth.tar", tmp_path / "resumed")
-    all_designs(imagenet, tmp_path / "resumed", world, *more, "--resume", "auto", "-j", "3")
-    a, b = (torch.load(tmp_path / run / "checkpoint__0001.pth.tar", weights_only=True) for run in ("whole", "resumed"))
-    for name, tensor in a["state_dict"].items():
-        assert torch.equal(tensor, b["state_dict"][name]), name
-        assert name.endswith(("queue_ptr", "tracked")) or not torch.equal(tensor, middle["state_dict"][name])
-    assert a["step"] == b["step"] == 0 and a["epoch"] == b["epoch"] == 2
-
-
-def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(imagenet, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
-
-    def run(*more):
-        words = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0", "--seed", "1"]
-        main_moco.main([str(imagenet), "--output-dir", str(tmp_path), "--resume", "auto", *words, *more])
-        return capsys.readouterr().out
-
-    shorter = [*("--epochs", "4"), "--keep", "2"]
-    log = run(*shorter)
-    assert f"resume: no checkpoint in {str(tmp_path)!r} to go on from, this is a fresh start" in log
-    kept = ["checkpoint__0002.pth.tar", "checkpoint__0003.pth.tar"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*kept, "log.jsonl"]
-    newest = tmp_path / kept[1]
-    undisturbed = torch.load(newest, weights_only=True)["state_dict"]
-    assert "4 of 4 epochs are done" in run(*shorter)
-
-    data = bytearray(newest.read_bytes())
-    data[len(data) // 2] ^= 255  # one byte of a tensor: only the checksum tells
-    newest.write_bytes(data)
-    (tmp_path / "checkpoint__0007.pth.tar").write_bytes(data[:1000])
-    (tmp_path / "checkpoint_other_0009.pth.tar").write_bytes(b"of another --tag")
-    log = run(*shorter)
-    assert re.search(r"warning: can't read the checkpoint '.*0007.*'.*; it is passed over", log)
-    assert re.search(r"warning: the checkpoint '.*0003.*' is damaged .*; it is passed over", log)
-    assert "3 of 4 epochs are done" in log and "0009" not in log
-    again = torch.load(newest, weights_only=True)["state_dict"]
-    assert all(torch.equal(tensor, again[name]) for name, tensor in undisturbed.items())
-
-
-def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys):
-    def run(*more):
-        words = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0", "--seed", "1"]
-        main_moco.main([str(imagenet), "--output-dir", str(tmp_path), *words, "--epochs", "2", *more])
-        return capsys.readouterr().out
-
-    def refused(*more):
-        with pytest.raises(SystemExit) as stop:
-            run("--resume", str(tmp_path / "checkpoint__0000.pth.tar"), *more)
-        assert stop.value.code == 2
-        return capsys.readouterr().err
-
-    run()
-    assert "--lr is 0.5, but the checkpoint" in refused("--lr", "0.5")
-    assert "--epochs is 3" in refused("--epochs", "3")
-    assert "--seed is 2, but" in refused("--seed", "2")
-    assert "--start-epoch is 0, but the checkpoint" in refused("--start-epoch", "0")
-    assert "--enable-mean-encoding is True" in refused("--enable-mean-encoding")
-    assert "--batch-size times the nodes is 24" in refused("-b", "24")
-    assert "of shape (128, 64)" in refused("--moco-k", "96", "--force")
-    assert "--arch resnet18, not resnet34" in refused("-a", "resnet34", "--force")
-    log = run("--resume", str(tmp_path / "checkpoint__0000.pth.tar"), "--lr", "0.5", "--force", "-p", "1")
-    assert "1 of 2 epochs are done" in log and "Epoch: [1][1/2]" in log and "Epoch: [0]" not in log
-    resumed = torch.load(tmp_path / "checkpoint__0001.pth.tar", weights_only=True)
-    assert math.isclose(resumed["optimizer"]["param_groups"][0]["lr"], 0.5 * 0.5)  # half a cosine, half way
-    two = torch.load(tmp_path / "checkpoint__0000.pth.tar", weights_only=True) | {"processes": 2}
-    torch.save(two, tmp_path / "two.pth.tar")
-    log = run("--resume", str(tmp_path / "two.pth.tar"))
-    assert "batch normalisation: 1 group of 48 images\nnote: before the resume it saw 24 images at a time" in log
-    assert "before the resume" not in run("--resume", str(tmp_path / "two.pth.tar"), "--bn-splits", "2")
-    assert "--bn-splits is 2, but the checkpoint" in refused("--bn-splits", "2")
-    assert "--precision is bf16, but the checkpoint" in refused("--precision", "bf16")
-    log = run("--resume", str(tmp_path / "checkpoint__0001.pth.tar"), "--force")
-    assert "2 of 2 epochs are done" in log and "Epoch: [" not in log
-
-
-def test_a_published_checkpoint_is_taken_as_it_is(imagenet, tmp_path, capsys):
-    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0"]
-    words += ["--output-dir", str(tmp_path), "--epochs", "2"]
-    main_moco.main(words)
-    saved = torch.load(tmp_path / "checkpoint__0000.pth.tar", weights_only=True)
-    published = {key: saved[key] for key in ("epoch", "arch", "state_dict", "optimizer")}
-    torch.save(published, tmp_path / "published.pth.tar", _use_new_zipfile_serialization=False)
-    main_moco.main([*words, "--resume", str(tmp_path / "published.pth.tar"), "--lr", "0.1", "-p", "1"])
-    assert "Epoch: [1][0/2]" in capsys.readouterr().out
-
-
-def test_fp16_resumes_with_its_loss_scale(imagenet, tmp_path, monkeypatch):
-    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
-    words = [
-        str(imagenet),
-        "-a",
-        "resnet18",
-        "--crop-size",
-        "32",
-        "-b",
-        "48",
-        "--moco-k",
-        "64",
-        "-j",
-        "0",
-        "--seed",
-        "1",
-    ]
-    words += ["--precision", "fp16", "--bn-splits", "2", "--epochs", "2"]
-    main_moco.main([*words, "--output-dir", str(tmp_path / "whole")])
-    start = tmp_path / "whole" / "checkpoint__0000.pth.tar"
-    main_moco.main([*words, "--output-dir", str(tmp_path / "resumed"), "--resume", str(start)])
-    a, b = (torch.load(tmp_path / run / "checkpoint__0001.pth.tar", weights_only=True) for run in ("whole", "resumed"))
-    assert a["scaler"] == b["scaler"] and a["scaler"]["_growth_tracker"] > 0
-    assert all(torch.equal(x, b["state_dict"][name]) for name, x in a["state_dict"].items())
-    assert all(x.isfinite().all() and x.dtype != torch.float16 for x in a["state_dict"].values())

@@ -1,7 +1,4 @@
-"""The flags, and everything that is refused at the door: one line, exit code 2, before any work."""
-
-import math
-import shutil
+"""The flags: names, defaults, numbers, the help."""
 
 import pytest
 import torch
@@ -10,9 +7,7 @@ from torchvision import models
 
 import main_lincls
 import main_moco
-from moco import launch, options, resume
 from moco.engine.flags import Parser, architectures, number
-from moco.engine.meters import Stopwatch
 
 SCRIPTS = {"moco": main_moco, "lincls": main_lincls}
 
@@ -117,166 +112,9 @@ def test_help_is_complete(script, capsys):
     assert "None" not in text and "False" not in text and "(default: 0.9)" in text
 
 
-@pytest.fixture
-def refused(monkeypatch, capsys, tmp_path):
-    """Runs a script on a bad command line and returns its one line."""
-
-    def no_work(*args):
-        raise AssertionError("started to work")
-
-    monkeypatch.setattr(launch, "run", no_work)
-    monkeypatch.chdir(tmp_path)
-
-    def run(script, *argv):
-        with pytest.raises(SystemExit) as stop:
-            SCRIPTS[script].main([str(word) for word in argv])
-        out, err = capsys.readouterr()
-        assert stop.value.code == 2 and out == ""
-        assert err.count("\n") == 1 and "Traceback" not in err
-        assert not list(tmp_path.glob("*.tar"))
-        return err
-
-    return run
-
-
-BAD_NUMBERS = [
-    *[("--lr", x) for x in ("nan", "inf", "-1", "x")],
-    *[("--moco-t", x) for x in ("0", "-0.2", "nan")],
-    *[("--moco-m", x) for x in ("-0.1", "1.1", "nan")],
-    *[("--momentum", x) for x in ("-1", "2", "inf")],
-    *[("--wd", x) for x in ("-1", "nan")],
-    *[(flag, x) for flag in ("--epochs", "-b", "--moco-k", "--moco-dim", "--crop-size") for x in ("0", "-3", "1.5")],
-    *[(flag, "0") for flag in ("--mini-crop-size", "--asym-bn-group", "--nproc", "--world-size", "-p")],
-    *[(flag, "-1") for flag in ("-j", "--seed", "--rank", "--gpu", "--start-epoch")],
-]
-
-
-@pytest.mark.parametrize("flag, value", BAD_NUMBERS)
-def test_numbers_out_of_range(refused, imagenet, flag, value):
-    line = refused("moco", imagenet, flag, value)
-    assert f"{flag}" in line and repr(value) in line
-
-
-SMALL = ("-a", "resnet18", "-b", "8", "--crop-size", "32")
-
-
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (("-a", "resnet19"), "invalid choice: 'resnet19'"),
-        (("-a", "googlenet"), "invalid choice: 'googlenet'"),
-        (("--no-such-flag",), "unrecognized arguments: --no-such-flag"),
-        (
-            ("--nproc", "3"),
-            "each of the 3 processes of this node the same number of images, 2 at least; give 6",
-        ),
-        (
-            ("--nproc", "16", "-b", "8"),
-            "each of the 16 processes of this node the same number of images, 2 at least; give 32",
-        ),
-        (("--nproc", "8"), "2 at least; give 16"),
-        (("--moco-k", "7"), "--moco-k 7 is smaller than a batch of 8"),
-        (("-b", "97", "--moco-k", "100"), "has 96 images, fewer than one batch of 97"),
-        (("--world-size", "20", "--dist-url", "tcp://localhost:1"), "96 images, fewer than one batch of 160"),
-        (("--enable-asym-bn", "--asym-bn-group", "3", "--nproc", "4"), "give one of 1, 2, 4"),
-        (("--gpu", "0"), "leave the flag out to run on the CPU"),
-        (("--dist-backend", "nccl", "--nproc", "2"), "nccl needs a GPU"),
-        (("--rank", "1"), "--rank 1 is out of range"),
-        (("--tag", "a/b"), "--tag 'a/b'"),
-        (("--tag", "x" * 201), "200 bytes at most"),
-        (("--moco-k", str(10**15)), "do not fit into the memory"),
-        (("--epochs", "3", "--start-epoch", "3"), "--start-epoch 3 leaves nothing"),
-        (("--resume", "nowhere.pth.tar"), "no checkpoint 'nowhere.pth.tar'"),
-    ],
-)
-def test_what_main_moco_refuses(refused, imagenet, flags, message):
-    assert message in refused("moco", imagenet, *SMALL, *flags)
-
-
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        ((), "no --pretrained and no --resume"),
-        (("--pretrained", "nowhere.pth.tar"), "no checkpoint 'nowhere.pth.tar'"),
-        (("--pretrained", "none", "--resume", "nowhere.pth.tar"), "no checkpoint 'nowhere.pth.tar'"),
-        (("--pretrained", "none", "-e"), "--evaluate needs --resume"),
-        (("--pretrained", "none", "-b", "97"), "fewer than one batch of 97"),
-    ],
-)
-def test_what_main_lincls_refuses(refused, imagenet, flags, message):
-    assert message in refused("lincls", imagenet, *SMALL, *flags)
-
-
-def test_folders_and_files_that_can_not_serve(refused, imagenet, tmp_path):
-    assert "no folder" in refused("moco", tmp_path / "nowhere")
-    (tmp_path / "empty" / "train").mkdir(parents=True)
-    assert "no class folders" in refused("moco", tmp_path / "empty")
-    shutil.copytree(imagenet, tmp_path / "odd")
-    shutil.rmtree(tmp_path / "odd" / "val" / "disk_dots")
-    assert "'disk_dots' is only in one" in refused("lincls", tmp_path / "odd", *SMALL, "--pretrained", "none")
-    shutil.rmtree(tmp_path / "odd" / "val")
-    assert "no folder" in refused("lincls", tmp_path / "odd", *SMALL, "--pretrained", "none")
-    (tmp_path / "file").write_text("")
-    assert "can't be made" in refused("moco", imagenet, *SMALL, "--output-dir", tmp_path / "file" / "out")
-    torch.save(models.resnet34().state_dict(), tmp_path / "resnet34.pth")
-    assert "which the backbone lacks" in refused("lincls", imagenet, *SMALL, "--pretrained", "resnet34.pth")
-    assert "has no 'epoch'" in refused("moco", imagenet, *SMALL, "--resume", "resnet34.pth")
-    for odd in ({"state_dict": [1]}, {"state_dict": {0: torch.zeros(1)}}, {"options": [1]}, {0: torch.zeros(1)}):
-        torch.save(odd, tmp_path / "odd.pth")
-        refused("moco", imagenet, *SMALL, "--resume", "odd.pth")
-        refused("lincls", imagenet, *SMALL, "--pretrained", "odd.pth")
-
-
 def test_an_error_is_said_once_a_node(monkeypatch, capsys):
     for local_rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
         with pytest.raises(SystemExit):
             Parser(prog="p").error("two\nlines")
         assert capsys.readouterr().err == "p: error: two lines\n" * lines
-
-
-def test_workers_are_the_nodes_and_end_at_its_cores(monkeypatch):
-    monkeypatch.setattr(options, "cores", lambda: 16)
-    for asked, local, each in ((32, 8, 2), (32, 1, 16), (4, 8, 1), (0, 8, 0), (10, 4, 3)):
-        args = main_moco.build_parser().parse_args(["D", "-j", str(asked)])
-        assert options.workers_a_process(args, launch.Launch("spawn", local=local)) == each
-
-
-@pytest.mark.parametrize(
-    "waited, flags, advice",
-    [
-        (0.1, [], None),
-        (0.5, [], "note: 50% of the time goes into waiting for data; try --augment-on device or more --workers"),
-        (0.5, ["-j", "16"], "note: 50% of the time goes into waiting for data; try --augment-on device"),
-        (0.3, ["--fast", "-j", "4"], "note: 30% of the time goes into waiting for data; try more --workers"),
-        (0.3, ["--fast", "-j", "16"], "note: 30% of the time goes into waiting for data; try more CPU cores"),
-    ],
-)
-def test_an_epoch_that_waited_gets_one_line_of_advice(waited, flags, advice, monkeypatch, capsys):
-    monkeypatch.setattr(options, "cores", lambda: 16)
-    args = main_moco.build_parser().parse_args(["D", "-j", "8", *flags])
-    args.augment_on = "device" if args.fast else "cpu"
-    watch = Stopwatch()
-    watch.batch_time.update(1.0, 100)
-    watch.data_time.update(waited, 100)
-    options.advise(watch, args)
-    assert capsys.readouterr().out == (f"{advice}\n" if advice else "")
-
-
-def test_only_flags_that_change_results_are_stored(imagenet, tmp_path):
-    parser = main_moco.build_parser()
-    argv = [str(imagenet), *SMALL, "--output-dir", str(tmp_path), "--moco-k", "16", "--enable-asym-bn", "--nproc", "2"]
-    args, run, folder = options.parse(parser, main_moco.prepare, argv)
-    stored = resume.result_options(args)
-    assert set(stored) == {
-        *("arch", "epochs", "lr", "momentum", "weight_decay", "seed", "crop_size", "total_batch"),
-        *("moco_dim", "moco_k", "moco_m", "moco_t", "images", "asym_bn_group", "enable_multicrop", "enable_scalemix"),
-        *("augment_on", "precision", "compile", "bn_splits"),
-        *("enable_asym_aug", "enable_asym_bn", "enable_mean_encoding"),
-    }
-    assert stored["total_batch"] == 8 and stored["images"] == len(folder) == 96 and run.local == 2
-    assert math.isfinite(stored["seed"])
-    # A flag of a design that is off changes nothing.
-    args.enable_asym_bn, args.enable_multicrop = False, True
-    assert {"mini_crop_size"} == set(resume.result_options(args)) - set(stored)
-    assert "asym_bn_group" not in resume.result_options(args)

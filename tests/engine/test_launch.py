@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moco.engine.launch import Launch, LaunchError, cores, plan_launch
+from moco.engine.launch_plan import Launch, LaunchError, cores, plan_launch
 from moco.engine.preemption import EXIT_CODE
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
@@ -60,7 +60,7 @@ def test_torchrun_says_where(gpus):
     "n_gpus, env, flags, message",
     [
         (0, {}, {"dist_backend": "nccl"}, "nccl needs a GPU"),
-        (0, {}, {"gpu": 0}, "--gpu 0: the GPUs visible here number 0; leave the flag out"),
+        (0, {}, {"gpu": 0}, "--gpu 0: the number of visible GPUs is 0; leave the flag out"),
         (2, {}, {"gpu": 2}, "--gpu 2: .* give one of 0 to 1"),
         (2, {}, {"nproc": 3}, "--nproc 3: .* give 2 at most"),
         (0, {}, {"rank": 1}, "--rank 1 is out of range"),
@@ -98,7 +98,8 @@ PROGRAM = """
     import os, signal, sys, time
     import torch
     import torch.distributed as dist
-    from moco import launch
+    from moco.engine.launch import start_processes
+    from moco.engine.launch_plan import Launch
 
     def worker(device, how):
         dist.barrier()
@@ -118,7 +119,7 @@ PROGRAM = """
         time.sleep(1000)
 
     if __name__ == "__main__":
-        launch.run(worker, launch.Launch("spawn", local=3, backend="gloo"), sys.argv[1])
+        start_processes(worker, Launch("spawn", local=3, backend="gloo"), sys.argv[1])
 """
 
 

@@ -1,6 +1,6 @@
 import torch
 
-from moco.engine.meters import AverageMeter, ProgressMeter, Stopwatch, accuracy
+from moco.engine.meters import AverageMeter, ProgressMeter, accuracy
 
 
 def test_accuracy_counts_by_hand():
@@ -17,10 +17,3 @@ def test_average_and_line(capsys):
     assert float(loss.avg) == 3.0
     ProgressMeter(100, [loss], "Epoch: [3]").display(7, "Left 0:00:01")
     assert capsys.readouterr().out == "Epoch: [3][  7/100]\tLoss 4.00 (3.00)\tLeft 0:00:01\n"
-
-
-def test_outlook_is_arithmetic():
-    watch = Stopwatch()
-    watch.batch_time.update(2.0, 10)
-    watch.data_time.update(0.5, 10)
-    assert watch.outlook(1800) == ("Left 1:00:00", "Wait  25%")

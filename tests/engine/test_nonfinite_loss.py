@@ -6,18 +6,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from moco.engine.nonfinite_loss import LossGuard
-from moco.loader import EpochBatches
-from tests.conftest import run_ranks
+from moco.data.sampler import EpochBatchSampler
+from moco.engine.nonfinite_loss import NonfiniteGuard
+from tests.ranks import run_ranks
 
 
 def guard_of(batch=4):
-    batches = EpochBatches(20, batch, seed=1)
+    batches = EpochBatchSampler(20, batch, seed=1)
     batches.epoch = 3
     dataset = SimpleNamespace(folder=SimpleNamespace(path=lambda index: f"image-{index}"))
     loader = SimpleNamespace(batch_sampler=batches, dataset=dataset)
     optimizer = torch.optim.SGD([torch.zeros(1)], 0.25)
-    return LossGuard(loader, optimizer, lambda: "the.last"), batches
+    return NonfiniteGuard(loader, optimizer, lambda: "the.last"), batches
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -41,7 +41,7 @@ def test_a_weight_that_is_not_finite_is_found_before_it_is_saved():
     guard.check(weights=True)
     guard.optimizer.param_groups[0]["params"][0].fill_(float("inf"))  # by the update of this step
     guard.check()
-    with pytest.raises(FloatingPointError, match="a weight is not finite any more in epoch 3"):
+    with pytest.raises(FloatingPointError, match="a weight is no longer finite in epoch 3"):
         guard.check(weights=True)
 
 
@@ -49,7 +49,7 @@ def test_weights_are_looked_at_before_the_first_step_too():
     guard, _ = guard_of()
     guard.check(weights=True)
     guard.optimizer.param_groups[0]["params"][0].fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="a weight is not finite"):
+    with pytest.raises(FloatingPointError, match="a weight is no longer finite"):
         guard.check(weights=True)
 
 

@@ -7,20 +7,18 @@ import sys
 import textwrap
 import threading
 import time
-from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset
 
 import main_lincls
 import main_moco
-from moco import interruption
-from moco.engine.preemption import EXIT_CODE, SIGNALS, Interruption, held, signal_name
-from moco.loader import _loader, start_worker
-from tests.conftest import run_ranks, script_in_rank
-from tests.test_builder import TinyNet
+from moco.data.worker_processes import STOP_SIGNALS
+from moco.engine import preemption
+from moco.engine.preemption import EXIT_CODE, StopListener, signal_name
+from tests.ranks import run_ranks, script_in_rank
+from tests.tiny_net import TinyNet
 
 
 def noticed(stop):
@@ -32,7 +30,7 @@ def noticed(stop):
 
 def signal_at(step, number, victim=0):
     """One of the ranks signals itself after `step` of 20 steps; returns after which step all stop."""
-    with Interruption(steps=3) as stop:
+    with StopListener(steps=3) as stop:
         for i in range(20):
             if dist.is_initialized() and dist.get_rank() == victim and i == step:
                 os.kill(os.getpid(), number)
@@ -57,7 +55,7 @@ def test_nobody_stops_without_a_signal():
 def test_notes_are_compared_over_nccl(tmp_path):
     dist.init_process_group("nccl", init_method=f"file://{tmp_path}/m", rank=0, world_size=1)
     try:
-        with Interruption(steps=1) as stop:
+        with StopListener(steps=1) as stop:
             assert not stop.asked()
             os.kill(os.getpid(), signal.SIGTERM)
             noticed(stop)
@@ -67,7 +65,7 @@ def test_notes_are_compared_over_nccl(tmp_path):
 
 
 def test_steps_between_comparisons_follow_their_duration():
-    stop = Interruption(steps=10)
+    stop = StopListener(steps=10)
     assert stop._steps_to_next(0.0) == 1  # nothing is known yet
     stop.compared, stop.steps_since = 100.0, 4
     assert stop._steps_to_next(100.4) == 10  # fast steps: the print interval
@@ -75,29 +73,29 @@ def test_steps_between_comparisons_follow_their_duration():
     assert stop._steps_to_next(160.0) == 1
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_alone_the_first_signal_is_noted_and_the_handlers_come_back(number, capsys):
-    before = [signal.getsignal(n) for n in SIGNALS]
-    with Interruption(steps=10) as stop:
+    before = [signal.getsignal(n) for n in STOP_SIGNALS]
+    with StopListener(steps=10) as stop:
         assert not stop.asked()
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # the same one, come another way
         noticed(stop)
         assert stop.asked() and stop.number == number
-    assert [signal.getsignal(n) for n in SIGNALS] == before
+    assert [signal.getsignal(n) for n in STOP_SIGNALS] == before
     assert f"{signal_name(number)}: the run stops after a step" in capsys.readouterr().out
 
 
 STUCK = """
     import os, signal, sys, time
     import torch.distributed as dist
-    from moco import checkpoint, interruption
+    from moco.engine import checkpoint_atomic_write, preemption
 
     temporary = sys.argv[1] + ".tmp"
     open(temporary, "w").close()
-    checkpoint._temporaries.add(temporary)
+    checkpoint_atomic_write._temporaries.add(temporary)
     store = dist.FileStore(sys.argv[2], 2)
-    with interruption.Interruption(steps=1):
+    with preemption.StopListener(steps=1):
         print("listening", flush=True)
         store.get("what nobody sets")  # where no signal's handler runs
 """
@@ -115,7 +113,7 @@ def test_a_second_signal_ends_a_process_that_hangs_and_leaves_no_half_written_fi
     program.send_signal(signal.SIGTERM)
     assert "ends it at once" in program.stdout.readline()
     with pytest.raises(subprocess.TimeoutExpired):
-        program.wait(interruption.ECHO + 0.5)
+        program.wait(preemption.ECHO + 0.5)
     program.send_signal(signal.SIGTERM)
     assert program.wait(30) == EXIT_CODE
     assert not (tmp_path / "c.tmp").exists()
@@ -127,52 +125,6 @@ def test_before_a_run_listens_signals_end_the_program_with_their_exit_code():
     assert program.stdout.readline() == "1\n"
     program.send_signal(signal.SIGUSR1)
     assert program.wait(30) == EXIT_CODE
-
-
-class Numbers(Dataset):
-    def __len__(self):
-        return 40
-
-    def __getitem__(self, i):
-        return i
-
-
-def first_batch():
-    """Batches of one number each after the first, and the data worker that makes them."""
-    batches = iter(_loader(Numbers(), workers=1))
-    next(batches)
-    return batches, batches._workers[0]
-
-
-def test_data_workers_pass_over_signals():
-    batches, worker = first_batch()
-    for number in SIGNALS:
-        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)  # as others do
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        os.kill(worker.pid, number)
-    assert [int(x) for x in batches] == list(range(1, 40))
-
-
-def test_data_workers_obey_their_parent():
-    batches, worker = first_batch()
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
-        worker.terminate()
-        worker.join(30)
-        assert worker.exitcode == 0
-        list(batches)
-
-
-def test_signals_that_come_while_a_worker_starts_wait_until_it_is_ready():
-    with held():
-        batches = iter(_loader(Numbers(), workers=1))
-        for number in SIGNALS:
-            subprocess.run(["kill", f"-{int(number)}", str(batches._workers[0].pid)], check=True)
-    assert len(list(batches)) == 40
-
-
-def test_a_data_worker_whose_parent_is_gone_does_not_begin(monkeypatch):
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
-        next(iter(DataLoader(Numbers(), num_workers=1, worker_init_fn=partial(start_worker, os.getpid() + 1))))
 
 
 def interrupt(number):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from moco.engine.rendezvous import MeetingError, meet
+from moco.engine.rendezvous import RendezvousError, rendezvous
 
 
 def meeting(url, ranks, timeout=1.0):
@@ -14,8 +14,8 @@ def meeting(url, ranks, timeout=1.0):
 
     def come(rank, world):
         try:
-            results[rank] = meet(url, rank, world, timeout)
-        except MeetingError as error:
+            results[rank] = rendezvous(url, rank, world, timeout)
+        except RendezvousError as error:
             results[rank] = str(error)
 
     threads = [threading.Thread(target=come, args=item) for item in ranks.items()]
@@ -68,4 +68,4 @@ def test_a_place_that_can_not_be_opened_is_rank_0s_trouble(tmp_path):
 
 def test_nodes_with_different_numbers_of_processes_say_so(tmp_path):
     results = meeting(f"file://{tmp_path}/m", {0: 2, 3: 6})
-    assert "this process takes the run for one of 6 processes, rank 0 for one of 2" in results[3]
+    assert "this process expects 6 processes in all, but rank 0 expects 2" in results[3]

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import main_moco
-from moco import options, speed
+from moco.engine import speed_flags, startup_report
+from moco.engine.launch_plan import plan_launch
 
 
 def settled(*flags):
     args = main_moco.build_parser().parse_args(["D", *flags])
-    speed.settle(args)
+    speed_flags.settle(args)
     return args.augment_on, args.precision, args.compile, args.fast
 
 
@@ -21,7 +22,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-        monkeypatch.setattr(speed.importlib.util, "find_spec", lambda name: name)
+        monkeypatch.setattr(speed_flags.importlib.util, "find_spec", lambda name: name)
 
     return pretend
 
@@ -54,10 +55,13 @@ def test_on_a_gpu(gpu):
 
 def test_the_start_says_what_fast_turned_on(capsys):
     args = main_moco.build_parser().parse_args(["D", "--fast", "--seed", "1"])
-    for given, line in ((None, "fast: --augment-on device"), ("cpu", "fast: nothing, every flag of it was given")):
+    for given, line in (
+        (None, "fast: --augment-on device"),
+        ("cpu", "fast: nothing, since every flag of it was given"),
+    ):
         args.fast, args.augment_on = True, given
-        speed.settle(args)
-        options.announce(args, options.plan_launch(args), torch.device("cpu"), (0, 0), 1)
+        speed_flags.settle(args)
+        startup_report.report(args, plan_launch(args), torch.device("cpu"), (0, 0), 1)
         assert line in capsys.readouterr().out.splitlines()
 
 
@@ -69,12 +73,12 @@ def test_what_the_machine_can_not_do(gpu, monkeypatch):
         with pytest.raises(ValueError, match=f"--precision {precision} needs .* Ampere .*, not Some GPU; give fp16"):
             settled("--precision", precision)
     assert settled("--precision", "fp16")[1] == "fp16"
-    monkeypatch.setattr(speed.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(speed_flags.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="--compile needs the package triton on a GPU"):
         settled("--compile")
 
 
 def test_compiling_needs_a_compiler(monkeypatch):
-    monkeypatch.setattr(speed.shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match=r"--compile needs a C\+\+ compiler, .*; give --no-compile"):
+    monkeypatch.setattr(speed_flags.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"--compile needs a C\+\+ compiler such as .*, or give --no-compile"):
         settled("--compile")

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch.distributed as dist
 
-from moco import watchdog
+from moco.engine import watchdog
 from moco.engine.watchdog import DATA, STEP, Watchdog, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -131,8 +131,8 @@ def test_a_store_that_does_not_answer_is_named_only_where_the_run_hangs(ends, ca
         ({0: (0, 3, STEP), 1: (0, 2, STEP)}, "wait for rank 1 (epoch 0, step 2, past its data), which"),
         ({0: (0, 3, STEP), 1: None}, "wait for rank 1 (at the start), which"),
         ({0: (0, 3, DATA)}, "the others (epoch 0, step 3, waiting for data) wait for rank 1 (no answer), which"),
-        ({0: (2, 3, STEP), 1: (2, 3, STEP)}, "all ranks are epoch 2, step 3, past its data, so that a device or"),
-        ({0: None, 1: None}, "all ranks are at the start, so that"),
+        ({0: (2, 3, STEP), 1: (2, 3, STEP)}, "all ranks are epoch 2, step 3, past its data, so a device or"),
+        ({0: None, 1: None}, "all ranks are at the start, so"),
     ],
 )
 def test_verdicts(places, said):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from moco.tools import fault_campaign, hurt_run
+from moco.faults import campaign
+from moco.faults.internal import fault_list, training_run
 
 SHORT = (
     "SIGKILL of rank 0, in a checkpoint write",
@@ -13,7 +14,7 @@ SHORT = (
 
 
 def test_every_fault_ends_equal_and_tidy(capsys):
-    assert fault_campaign.campaign(SHORT, seed=1, rounds=1) == 0, capsys.readouterr().out
+    assert campaign.campaign(SHORT, seed=1, rounds=1) == 0, capsys.readouterr().out
     table = capsys.readouterr().out.splitlines()
     assert [line[:52].strip() for line in table[1:5]] == list(SHORT)
     assert all(line.split()[-2:] == ["yes", "yes"] for line in table[1:5])
@@ -21,10 +22,10 @@ def test_every_fault_ends_equal_and_tidy(capsys):
 
 
 def test_a_difference_or_something_left_behind_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fault_campaign, "trial", lambda name, *_: (name, name != SHORT[1]))
-    assert fault_campaign.campaign(SHORT, seed=1, rounds=2) == 2
+    monkeypatch.setattr(campaign, "trial", lambda name, *_: (name, name != SHORT[1]))
+    assert campaign.campaign(SHORT, seed=1, rounds=2) == 2
     assert "8 faults, 2 of them" in capsys.readouterr().out
-    place = hurt_run.Workplace(str(tmp_path), "images", {})
+    place = training_run.Workplace(str(tmp_path), "images", {})
     (tmp_path / "tmp").mkdir()
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "checkpoint__0000.pth.tar.tmp").touch()
@@ -35,11 +36,11 @@ def test_a_difference_or_something_left_behind_is_told(tmp_path, monkeypatch, ca
 
 
 def test_faults_are_at_least_forty_and_of_every_kind():
-    assert sum(times for times, *_ in fault_campaign.FAULTS.values()) >= 40
+    assert sum(times for times, *_ in fault_list.FAULTS.values()) >= 40
     for word in ("SIGKILL", "SIGTERM", "write", "between epochs", "disk full", "damaged", "JPEG", "data worker"):
-        assert any(word in name for name in fault_campaign.FAULTS)
+        assert any(word in name for name in fault_list.FAULTS)
 
 
 @pytest.mark.parametrize("lines, done", [([], 0), (["Epoch: [0][0/4]\tTime"], 1), (["x\n", "Epoch: [2][3/4]\t"], 12)])
 def test_steps_are_read_from_the_log(lines, done):
-    assert hurt_run.steps_done(type("Run", (), {"lines": lines})) == done
+    assert training_run.steps_done(type("Run", (), {"lines": lines})) == done

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from moco.tools import fuzz
+from moco.faults import fuzz
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moco.data.datasets import RandomViews
 from moco.data.image_list import ImageFolder
-from moco.loader import EpochBatches, RandomViews
+from moco.data.sampler import EpochBatchSampler
 from moco.tools import view_gallery
 from moco.views.recipes import baseline_plan
 
@@ -29,7 +30,7 @@ def test_it_shows_the_draws_of_that_seed_and_epoch(imagenet, tmp_path):
     assert result.returncode == 0 and result.stdout == f"wrote {out}\n", result.stderr
     page = np.asarray(Image.open(out))
     folder = ImageFolder(imagenet / "train")
-    order = EpochBatches(96, 96, seed=5)
+    order = EpochBatchSampler(96, 96, seed=5)
     order.epoch = 3
     dataset = RandomViews(folder, baseline_plan(48).views, seed=5)
     first = next(iter(order))

@@ -9,8 +9,8 @@ from PIL import Image
 from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import multicrop_plan
-from moco.asymmetry.scalemix import scalemix_plan
-from moco.views import on_tensor
+from moco.asymmetry.scalemix import mix_box, scalemix_plan
+from moco.views import apply_on_device
 from moco.views.apply_on_device import GEOMETRIC, Layout, apply_recipes, crop_resized, row_of, run_steps, steps_of
 from moco.views.apply_with_pillow import apply_recipe, render
 from moco.views.normalize import STD, normalize_images
@@ -129,7 +129,9 @@ def statistics(x):
     return torch.cat((first, first.square()), dim=1)
 
 
-@pytest.mark.parametrize("view", [View(24), View(24, randaugment=True), View(24, mixed=True), View(12, (0.05, 0.14))])
+@pytest.mark.parametrize(
+    "view", [View(24), View(24, randaugment=True), View(24, mix_box=mix_box), View(12, (0.05, 0.14))]
+)
 def test_both_paths_have_the_same_distribution(view):
     """Over thousands of draws, not the same ones, on several images: each statistic within its sampling error."""
     images = [photograph(60, 45, seed=s) for s in range(3)]
@@ -143,7 +145,7 @@ def test_both_paths_have_the_same_distribution(view):
 def test_a_result_does_not_depend_on_its_batch(monkeypatch):
     plan, images = plans()["all"], [photograph(160, 120)]
     whole, _ = both_paths(plan, images, 9)
-    monkeypatch.setattr(on_tensor, "PIXELS_AT_ONCE", 4 * 48 * 48)
+    monkeypatch.setattr(apply_on_device, "PIXELS_AT_ONCE", 4 * 48 * 48)
     parts, _ = both_paths(plan, images, 9)
     fewer, _ = both_paths(plan, images, 2)
     for a, b, c in zip(whole, parts, fewer, strict=True):

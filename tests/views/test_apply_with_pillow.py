@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torchvision import transforms
 
+from moco.asymmetry.scalemix import mix_box
 from moco.views.apply_with_pillow import apply_recipe, render
 from moco.views.normalize import normalize_images
 from moco.views.randaugment import Operation
@@ -93,7 +94,7 @@ def test_every_value_is_normalised_as_torchvision_does():
 
 def test_scalemix_pastes_the_box_of_the_second_draw():
     image = IMAGES["photograph"]
-    view = View(size=20, mixed=True, randaugment=True)
+    view = View(size=20, mix_box=mix_box, randaugment=True)
     for seed in range(30):
         u = np.random.default_rng(seed).random(uniforms_needed(view)).tolist()
         draw = draw_view(view, *image.size, u)

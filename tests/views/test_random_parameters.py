@@ -8,6 +8,7 @@ import pytest
 import torch
 from torchvision import transforms
 
+from moco.asymmetry.scalemix import mix_box
 from moco.views.randaugment import ARGUMENTS, NAMES, UNIFORMS, draw_operation
 from moco.views.random_parameters import JITTER, ORDERS, draw_view, uniforms_needed
 from moco.views.recipes import View
@@ -119,7 +120,7 @@ def test_two_operations_an_image():
 
 
 def test_a_mixed_view_is_two_independent_draws_and_a_box():
-    view = View(mixed=True)
+    view = View(mix_box=mix_box)
     ours = draws(view)
     first, second = [d.crop.width for d in ours], [d.other.crop.width for d in ours]
     assert_same_distribution(first, second, "width")
@@ -128,7 +129,7 @@ def test_a_mixed_view_is_two_independent_draws_and_a_box():
 
 
 def test_a_draw_is_a_function_of_its_numbers():
-    view = View(randaugment=True, mixed=True)
+    view = View(randaugment=True, mix_box=mix_box)
     u = np.random.default_rng(3).random(uniforms_needed(view)).tolist()
     assert draw_view(view, 100, 80, u) == draw_view(view, 100, 80, u)
     assert draw_view(view, 100, 80, u) != draw_view(view, 100, 80, u[1:] + u[:1])

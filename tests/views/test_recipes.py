@@ -5,7 +5,7 @@ from itertools import permutations
 from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import multicrop_plan
-from moco.asymmetry.scalemix import scalemix_plan
+from moco.asymmetry.scalemix import mix_box, scalemix_plan
 from moco.views.recipes import View, baseline_plan
 
 DESIGNS = [multicrop_plan, scalemix_plan, asym_aug_plan, mean_encoding_plan]
@@ -18,7 +18,7 @@ def test_each_design_changes_its_own_side():
     assert multicrop.source == multicrop.target == (View(224, (0.14, 1.0)),)
     assert multicrop.mini == (View(96, (0.05, 0.14)),) * 6
     mixed = scalemix_plan(base)
-    assert mixed.source == (View(mixed=True),) and mixed.target == base.target
+    assert mixed.source == (View(mix_box=mix_box),) and mixed.target == base.target
     asym = asym_aug_plan(base)
     assert asym.source == (View(randaugment=True),)
     assert asym.target == (View(scale=(0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0),)
@@ -34,7 +34,7 @@ def test_designs_commute():
             plan = design(plan)
         results.add(plan)
     (plan,) = results
-    assert plan.source == (View(224, (0.14, 1.0), randaugment=True, mixed=True),)
+    assert plan.source == (View(224, (0.14, 1.0), randaugment=True, mix_box=mix_box),)
     assert plan.target == (View(224, (0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0),) * 2
     assert plan.mini == (View(96, (0.05, 0.14)),) * 6
 

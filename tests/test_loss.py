@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from moco.asymmetry.multicrop import contrastive_loss
+from moco.loss import contrastive_loss
 
 
 def cross_entropy(logits):

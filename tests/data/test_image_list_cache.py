@@ -1,0 +1,136 @@
+"""The cache of an image list: used while nothing has changed, and never when it is stale or damaged."""
+
+import os
+import shutil
+import time
+
+import pytest
+from torchvision.datasets import ImageFolder as TorchvisionFolder
+
+from moco.data import image_list, image_list_cache
+from moco.data.image_list import ImageFolder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+def settled(root):
+    """Dates every folder back, so that its listing may be cached."""
+    for folder, _, _ in os.walk(root, topdown=False):
+        os.utime(folder, (time.time() - 100,) * 2)
+
+
+@pytest.fixture
+def data(imagenet, tmp_path):
+    shutil.copytree(imagenet / "train", tmp_path / "train")
+    (tmp_path / "train" / "disk_dots" / "deep" / "er").mkdir(parents=True)
+    shutil.copy(
+        imagenet / "train" / "star_dots" / "0000.jpg", tmp_path / "train" / "disk_dots" / "deep" / "er" / "é.jpg"
+    )
+    settled(tmp_path)
+    return tmp_path / "train"
+
+
+def samples(folder):
+    return [(os.path.normpath(folder.path(i)), int(folder.labels[i])) for i in range(len(folder))]
+
+
+def listed(monkeypatch):
+    """Counts the listings from now on."""
+    calls = []
+    list_images = image_list.list_images
+    monkeypatch.setattr(image_list, "list_images", lambda root: calls.append(root) or list_images(root))
+    return calls
+
+
+def test_a_listing_is_cached_outside_the_data(data, cache, monkeypatch):
+    calls = listed(monkeypatch)
+    before = sorted(os.walk(data))
+    first, second = ImageFolder(data), ImageFolder(data)
+    assert len(calls) == 1 and sorted(os.walk(data)) == before
+    assert [f.suffix for f in (cache / "asym-siam").iterdir()] == [".index"]
+    assert first.classes == second.classes and samples(first) == samples(second) == TorchvisionFolder(data).samples
+
+
+def add_image(data):
+    shutil.copy(data / "star_dots" / "0000.jpg", data / "star_dots" / "new.jpg")
+
+
+def add_nested(data):
+    shutil.copy(data / "star_dots" / "0000.jpg", data / "disk_dots" / "deep" / "er" / "new.jpg")
+
+
+def add_image_and_restore_the_time(data):
+    """As `tar x` and `rsync -a` do."""
+    before = os.stat(data / "star_dots")
+    add_image(data)
+    os.utime(data / "star_dots", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def add_class(data):
+    shutil.copytree(data / "star_dots", data / "a_new_class")
+
+
+def rename(data):
+    os.rename(data / "star_dots" / "0003.jpg", data / "star_dots" / "z.jpg")
+
+
+def remove_nested(data):
+    shutil.rmtree(data / "disk_dots" / "deep")
+
+
+@pytest.mark.parametrize(
+    "change", [add_image, add_nested, add_image_and_restore_the_time, add_class, rename, remove_nested]
+)
+def test_a_stale_listing_is_never_used(data, change, monkeypatch):
+    before = samples(ImageFolder(data))
+    calls = listed(monkeypatch)
+    change(data)
+    after = samples(ImageFolder(data))
+    assert len(calls) == 1 and after != before and after == TorchvisionFolder(data).samples
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda x: x[: len(x) // 2], lambda x: x[:100] + b"!" + x[101:], lambda x: b"", bytes.swapcase]
+)
+def test_a_damaged_listing_is_never_used(data, cache, damage, monkeypatch):
+    expected = samples(ImageFolder(data))
+    (file,) = (cache / "asym-siam").iterdir()
+    good = file.read_bytes()
+    file.write_bytes(damage(good))
+    calls = listed(monkeypatch)
+    assert samples(ImageFolder(data)) == expected and len(calls) == 1
+    assert file.read_bytes() == good  # made anew
+
+
+def test_a_link_that_points_elsewhere_is_noticed(data, tmp_path):
+    shutil.copytree(data, tmp_path / "other")
+    os.unlink(tmp_path / "other" / "star_dots" / "0000.jpg")
+    for folder, _, _ in os.walk(data):  # with the same times
+        times = os.stat(folder)
+        os.utime(tmp_path / "other" / os.path.relpath(folder, data), ns=(times.st_atime_ns, times.st_mtime_ns))
+    link = tmp_path / "current"
+    link.symlink_to(data)
+    before = len(ImageFolder(link))
+    link.unlink()
+    link.symlink_to(tmp_path / "other")
+    assert len(ImageFolder(link)) == before - 1
+
+
+def test_a_folder_in_flux_is_not_cached(data, cache):
+    add_image(data)
+    ImageFolder(data)
+    assert not (cache / "asym-siam").exists()
+
+
+def test_a_cache_that_can_not_be_written_costs_only_the_time(data, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert samples(ImageFolder(data)) == TorchvisionFolder(data).samples
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert image_list_cache.cache_file(data).startswith("/home/someone/.cache/asym-siam/")

@@ -1,0 +1,27 @@
+"""Which options a checkpoint stores."""
+
+import math
+
+import main_moco
+from moco.engine.option_comparison import result_options
+from moco.engine.startup_checks import parse_and_check
+from tests.engine.test_startup_checks import SMALL
+
+
+def test_only_flags_that_change_results_are_stored(imagenet, tmp_path):
+    parser = main_moco.build_parser()
+    argv = [str(imagenet), *SMALL, "--output-dir", str(tmp_path), "--moco-k", "16", "--enable-asym-bn", "--nproc", "2"]
+    args, launch, (_, folder) = parse_and_check(parser, main_moco.prepare, argv)
+    stored = result_options(args)
+    assert set(stored) == {
+        *("arch", "epochs", "lr", "momentum", "weight_decay", "seed", "crop_size", "total_batch"),
+        *("moco_dim", "moco_k", "moco_m", "moco_t", "images", "asym_bn_group", "enable_multicrop", "enable_scalemix"),
+        *("augment_on", "precision", "compile", "bn_splits"),
+        *("enable_asym_aug", "enable_asym_bn", "enable_mean_encoding"),
+    }
+    assert stored["total_batch"] == 8 and stored["images"] == len(folder) == 96 and launch.local == 2
+    assert math.isfinite(stored["seed"])
+    # A flag of a design that is off changes nothing.
+    args.enable_asym_bn, args.enable_multicrop = False, True
+    assert {"mini_crop_size"} == set(result_options(args)) - set(stored)
+    assert "asym_bn_group" not in result_options(args)

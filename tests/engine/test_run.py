@@ -1,0 +1,60 @@
+"""One process of a run: what is said if a data worker dies."""
+
+import os
+import signal
+from contextlib import nullcontext
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from moco.engine import run
+
+
+@pytest.fixture
+def train_in_a_run(monkeypatch):
+    """Calls `train` as a process of a run does, without setting up the run."""
+    monkeypatch.setattr(run, "Run", lambda *args: nullcontext())
+    return lambda train: run._one_process(None, train, None, None, None, ())
+
+
+class Dying(Dataset):
+    """Images whose second one ends the data worker."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 1:
+            os.kill(os.getpid(), self.number)
+        return index
+
+
+@pytest.mark.parametrize(
+    "number, said",
+    [
+        (signal.SIGKILL, "a data worker was killed, by the system if memory is short; give fewer --workers"),
+        (signal.SIGBUS, r"a data worker ran out of shared memory: enlarge /dev/shm .*--shm-size"),
+    ],
+)
+def test_the_cause_of_a_data_workers_death_is_said(number, said, train_in_a_run):
+    with pytest.raises(RuntimeError, match=said):
+        train_in_a_run(lambda _: list(DataLoader(Dying(number), num_workers=1)))
+
+
+def test_other_errors_stay_what_they_are(train_in_a_run):
+    others = [
+        "Caught OSError in DataLoader worker process 0: can't decode '/data/torch_1/x.jpg': No space left on device",
+        "out of resource: shared memory, Required: 131072, Hardware limit: 101376",
+        "can't write '/scratch/torch_2/c': No space left on device",
+    ]
+    for error in (KeyError("x"), *map(RuntimeError, others)):
+
+        def train(_, error=error):
+            raise error
+
+        with pytest.raises(type(error)) as seen:
+            train_in_a_run(train)
+        assert seen.value is error
