@@ -42,3 +42,18 @@ def imagenet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("imagenet")
     fake_imagenet.make(folder, train=8, val=3, size=40)
     return folder
+
+
+@pytest.fixture
+def call(capsys):
+    """Calls a program's `main(argv)`; returns its exit code, standard output and standard error."""
+
+    def call(main, *argv):
+        try:
+            main([str(word) for word in argv])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return (code, *capsys.readouterr())
+
+    return call

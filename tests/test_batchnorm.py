@@ -79,6 +79,7 @@ def test_the_compiled_form_equals_separate_batch_norms(shape):
     torch.testing.assert_close(steps(bn, shape), separate_steps(shape, 3), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 @compiles
 def test_compiled_it_takes_that_form():
     bn = randomised(SplitBatchNorm(5, splits=3))

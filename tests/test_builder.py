@@ -52,7 +52,7 @@ def faster_steps(kind, world=1, splits=2):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("kind", ["channels_last", pytest.param("compile", marks=compiles)])
+@pytest.mark.parametrize("kind", ["channels_last", pytest.param("compile", marks=[compiles, pytest.mark.slow])])
 def test_faster_forms_of_the_step_equal_the_plain_one(kind, world):
     if world == 1:
         plain, fast = faster_steps("plain"), faster_steps(kind)
@@ -62,6 +62,7 @@ def test_faster_forms_of_the_step_equal_the_plain_one(kind, world):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @compiles
 def test_compiled_without_bn_groups_it_equals_the_plain_step():
     for a, b in zip(faster_steps("compile", splits=1), faster_steps("plain", splits=1), strict=True):

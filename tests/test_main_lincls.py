@@ -3,8 +3,6 @@
 import copy
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,7 +18,7 @@ from moco.engine import checkpoint_atomic_write
 from moco.views.normalize import normalize_images
 from moco.views.recipes import View
 from tests import readme
-from tests.ranks import run_ranks, script_in_rank
+from tests.ranks import run_ranks, run_script, script_in_rank
 
 ROOT = os.path.dirname(readme.README)
 
@@ -126,7 +124,7 @@ def kept(words):
     return {c["epoch"]: c for c in checkpoints}
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_path):
     line = words(imagenet, tmp_path, "--lars", "--lr", "50")
     whole = run_ranks(kept, world, [*line, "--pretrained", "none"])
@@ -212,20 +210,13 @@ def test_evaluation_needs_no_training_images_and_writes_nothing(imagenet, tmp_pa
     assert "--pretrained 'none' is not used" in out
 
 
-def program(*args):
-    command = [sys.executable, "main_lincls.py", *args]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_validation_is_the_same_for_any_number_of_processes(imagenet, tmp_path):
     torch.manual_seed(1)
     main_lincls.main(words(imagenet, tmp_path, "--pretrained", "none", "--epochs", "1", "--lr", "20"))
     lines = []
     for nproc in (1, 4):
         line = words(imagenet, tmp_path, "-e", "--nproc", nproc, "--resume", tmp_path / "checkpoint.pth.tar")
-        lines.append(program(*line).splitlines()[-1].split(" Loss "))
+        lines.append(run_script("main_lincls", nproc, line).splitlines()[-1].split(" Loss "))
     assert lines[0][0] == lines[1][0] and lines[0][0].startswith(" * Acc@1")
     assert float(lines[0][1]) == pytest.approx(float(lines[1][1]), rel=1e-5)  # batches of other sizes round otherwise
 

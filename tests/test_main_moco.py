@@ -13,14 +13,12 @@ import torch
 
 import main_lincls
 import main_moco
-from moco.data.datasets import RandomViews
 from moco.data.image_list import ImageFolder
 from moco.data.sampler import EpochBatchSampler
 from moco.engine.json_log import git_commit
-from moco.views.normalize import normalize_images
 from tests import readme
-from tests.ranks import run_ranks, script_in_rank
-from tests.tiny_net import TinyNet
+from tests.ranks import run_script
+from tests.tiny_net import use_tiny_net
 
 ROOT = os.path.dirname(readme.README)
 RECIPES = readme.commands("main_moco.py")
@@ -57,10 +55,11 @@ def test_the_readme_has_every_recipe():
 
 
 @pytest.mark.parametrize("words", RECIPES[:7], ids=lambda words: "+".join(designs_of(words)) or "baseline")
-def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path, capsys):
+def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path):
     tiny = {"moco-k": 60, "moco-dim": 8, "mini-crop-size": 16, "epochs": 1}
-    log = program("main_moco.py", *readme.small(words, imagenet, 2, tmp_path, **tiny))
-    designs = designs_of(words)
+    words, designs = readme.small(words, imagenet, 2, tmp_path, **tiny), designs_of(words)
+    as_programs = designs == ["MultiCrop"]  # once; processes that are forked start faster
+    log = program("main_moco.py", *words) if as_programs else run_script("main_moco", 2, words)
     assert f"designs: {', '.join(designs) or 'none'}" in log
     (plan,) = [line for line in log.splitlines() if line.startswith("source: ")]
     assert " | target: " in plan and ("6 x [16px" in plan) == ("MultiCrop" in designs)
@@ -81,21 +80,8 @@ def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path, c
 
     (probe,) = readme.commands("main_lincls.py")
     probe = [str(checkpoint) if word.startswith("checkpoint_") else word for word in probe]
-    if designs == ["MultiCrop"]:  # once with two processes; the others go faster in this one
-        log = program("main_lincls.py", *readme.small(probe, imagenet, 2, tmp_path, epochs=1))
-    else:
-        lone = [
-            str(imagenet),
-            "--lars",
-            "--pretrained",
-            str(checkpoint),
-            "--output-dir",
-            str(tmp_path),
-            "--epochs",
-            "1",
-        ]
-        main_lincls.main([*lone, "-a", "resnet18", "-b", "24", "--crop-size", "32", "-j", "0"])
-        log = capsys.readouterr().out
+    probe = readme.small(probe, imagenet, 2, tmp_path, epochs=1)
+    log = program("main_lincls.py", *probe) if as_programs else run_script("main_lincls", 2, probe)
     assert f"pretrained: 120 tensors of '{checkpoint}'" in log
     assert re.search(r"^ \* Acc@1 \d+\.\d+ Acc@5 \d+\.\d+", log, flags=re.MULTILINE)
     assert set(torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)) >= {"best_acc1", "state_dict", "epoch"}
@@ -114,22 +100,16 @@ def test_torchrun_starts_it(imagenet, tmp_path):
     assert saved["options"]["seed"] == seed
 
 
-def all_designs(imagenet, output_dir, world, *more):
+def all_designs(imagenet, output_dir, world, *more, tiny=False):
+    """Runs main_moco.py with all designs on `world` processes; returns what it printed."""
     words = ["-a", "resnet18", "--crop-size", "32", "--mini-crop-size", "16", "-b", "48", "--moco-k", "100"]
     words += ["--epochs", "3", "--moco-m", "0.9", "--output-dir", str(output_dir), str(imagenet), *more]
     words += [word for word in RECIPES[6] if word.startswith("--enable")]
-    if world == 1:
-        main_moco.main(words)
-    else:
-        run_ranks(main_moco_in_rank, world, words)
-
-
-def main_moco_in_rank(words):
-    script_in_rank(main_moco, words)
+    return run_script("main_moco", world, words, tiny)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_overwrites_nothing(imagenet, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
+    use_tiny_net(main_moco, monkeypatch)
     step, seen = main_moco.train_step, []
 
     def breaking(*args):
@@ -157,7 +137,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_overwrites_nothing(imagenet,
 
 
 def test_the_log_says_what_ran_and_goes_on_after_a_resume(imagenet, tmp_path, monkeypatch):
-    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
+    use_tiny_net(main_moco, monkeypatch)
     words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "24", "--moco-k", "64", "-j", "0", "-p", "2"]
     words += ["--epochs", "2", "--seed", "2", "--output-dir", str(tmp_path)]
     main_moco.main(words)
@@ -180,7 +160,8 @@ def test_the_log_says_what_ran_and_goes_on_after_a_resume(imagenet, tmp_path, mo
     assert math.isclose(after[2]["lr"], 0.015) and lines[0]["time"] < lines[-1]["time"]
 
 
-def test_the_fast_path_trains_and_counts_as_another_run(imagenet, tmp_path, capsys):
+def test_the_fast_path_trains_and_counts_as_another_run(imagenet, tmp_path, capsys, monkeypatch):
+    use_tiny_net(main_moco, monkeypatch)
     words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "--mini-crop-size", "16", "-b", "48", "--seed", "1"]
     words += [word for word in RECIPES[6] if word.startswith("--enable")] + ["--moco-k", "64", "--epochs", "2"]
     logs = []
@@ -199,14 +180,15 @@ def test_the_fast_path_trains_and_counts_as_another_run(imagenet, tmp_path, caps
     assert all(torch.equal(x, b["state_dict"][name]) for name, x in a["state_dict"].items())
 
 
-def test_bn_groups_train_as_processes_do(imagenet, tmp_path, capsys):
+@pytest.mark.slow
+def test_bn_groups_train_as_processes_do(imagenet, tmp_path):
     """4 devices, spread over processes in three ways: an epoch of all designs, from the flags to the checkpoint."""
     states = []
     for world in (4, 2, 1):
         more = ["--seed", "5", "--bn-splits", str(4 // world), "--asym-bn-group", "2", "--epochs", "1", "-j", "0"]
-        all_designs(imagenet, tmp_path / str(world), world, *more)
+        log = all_designs(imagenet, tmp_path / str(world), world, *more)
+        assert "batch normalisation: 4 groups of 12 images\n" in log
         states.append(torch.load(tmp_path / str(world) / "checkpoint__0000.pth.tar", weights_only=True)["state_dict"])
-    assert "batch normalisation: 4 groups of 12 images\n" in capsys.readouterr().out
     for state in states[1:]:
         for name, tensor in states[0].items():
             torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
@@ -215,109 +197,7 @@ def test_bn_groups_train_as_processes_do(imagenet, tmp_path, capsys):
     assert (other["module.queue"] - states[0]["module.queue"]).abs().max() > 0.05  # one group is another experiment
 
 
-def test_the_flags_reach_the_encoders(imagenet, tmp_path, monkeypatch):
-    compiled, seen = [], []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how)))
-    build = main_moco.build
-
-    def recording(*args):
-        model, optimizer = build(*args)
-        model.encoder_q.register_forward_hook(lambda module, images, out: seen.append(out.dtype))
-        seen.append(model)
-        return model, optimizer
-
-    monkeypatch.setattr(main_moco, "build", recording)
-    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0"]
-    words += ["--epochs", "1", "--compile", "--precision", "bf16", "--output-dir", str(tmp_path)]
-    main_moco.main(words)
-    model, *dtypes = seen
-    assert compiled == [(model.encoder_q, {"dynamic": False}), (model.encoder_k, {"dynamic": False})]
-    assert dtypes == [torch.bfloat16] * 2 and model.queue.dtype == torch.float32
-    assert model.encoder_q.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def what_trains(words):
-    """Runs main_moco.py in this rank and returns what went into the model and how it was set up."""
-    seen, build = {"batches": []}, main_moco.build
-
-    def recording(*args):
-        seen["model"], seen["optimizer"] = build(*args)
-        seen["model"].register_forward_pre_hook(
-            lambda module, args, kwargs: seen["batches"].append((kwargs["step"], [x for part in args for x in part])),
-            with_kwargs=True,
-        )
-        return seen["model"], seen["optimizer"]
-
-    main_moco.build = recording
-    script_in_rank(main_moco, words)
-    model = seen["model"]
-    group = model.encoder_k.fc[1].group
-    return {
-        "batches": seen["batches"][-4:],  # those before are of the start
-        "settings": (model.K, model.m, model.T, model.queue.shape[0]),
-        "groups": [{k: v for k, v in g.items() if k != "params"} for g in seen["optimizer"].param_groups],
-        "asym_bn_ranks": torch.distributed.get_process_group_ranks(group),
-    }
-
-
-def test_what_the_flags_say_is_what_trains(imagenet, tmp_path):
-    """4 processes, 2 epochs of 2 steps: every image on every rank, the model's and the optimizer's settings."""
-    words = [
-        str(imagenet),
-        "-a",
-        "resnet18",
-        "--crop-size",
-        "32",
-        "-b",
-        "40",
-        "--epochs",
-        "2",
-        "--seed",
-        "3",
-        "--tag",
-        "t",
-    ]
-    words += ["--moco-k", "50", "--moco-dim", "6", "--moco-t", "0.3", "--moco-m", "0.8", "--lr", "0.5", "--wd", "0.01"]
-    words += ["--momentum", "0.7", "--enable-asym-bn", "--asym-bn-group", "2", "--enable-mean-encoding"]
-    ranks = run_ranks(what_trains, 4, [*words, "--output-dir", str(tmp_path)])
-    args = main_moco.build_parser().parse_args(words)
-    dataset = RandomViews(ImageFolder(imagenet / "train"), main_moco.view_plan(args).views, seed=3)
-    order = EpochBatchSampler(96, 40, seed=3)
-    for epoch in range(2):
-        order.epoch = epoch
-        for i, addresses in enumerate(order):
-            for rank in range(4):
-                step, views = ranks[rank]["batches"][2 * epoch + i]
-                items = [dataset[address][0] for address in addresses[10 * rank : 10 * rank + 10]]
-                expected = [normalize_images(torch.stack(view)) for view in zip(*items, strict=True)]
-                assert step == 2 * epoch + i and len(views) == len(expected) == 3
-                assert all(map(torch.equal, views, expected))
-    for rank in range(4):
-        assert ranks[rank]["settings"] == (50, 0.8, 0.3, 6)
-        (group,) = ranks[rank]["groups"]
-        assert group["momentum"] == 0.7 and group["weight_decay"] == 0.01
-        assert math.isclose(group["lr"], 0.5 * 0.5)  # of the second of two epochs
-        assert ranks[rank]["asym_bn_ranks"] == [rank // 2 * 2, rank // 2 * 2 + 1]
-    assert (tmp_path / "checkpoint_t_0001.pth.tar").exists()
-
-
-def other_flags(words, flag):
-    rank = torch.distributed.get_rank()
-    try:
-        script_in_rank(main_moco, [*words, flag, str(1 + rank)])
-    except RuntimeError as error:
-        return str(error)
-
-
-@pytest.mark.parametrize(
-    "flag, said", [("--lr", "1.0 on rank 0, but 2.0 on rank 1"), ("--print-freq", "1 on rank 0, but 2 on rank 1")]
-)
-def test_nodes_that_disagree_stop(flag, said, imagenet, tmp_path):
-    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "48", "--output-dir", str(tmp_path)]
-    for message in run_ranks(other_flags, 2, words, flag):
-        assert message == f"{flag} is {said}"
-
-
+@pytest.mark.slow
 def test_a_broken_image_stops_the_run_and_is_named(imagenet, tmp_path):
     folder = tmp_path / "train" / "a"
     folder.mkdir(parents=True)

@@ -9,14 +9,16 @@ import torch
 
 import main_moco
 from tests.test_main_moco import all_designs
-from tests.tiny_net import TinyNet
+from tests.tiny_net import use_tiny_net
+
+SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_path):
-    all_designs(imagenet, tmp_path / "whole", world, "-j", "0", "--seed", "5")
+@pytest.mark.parametrize("world, tiny", [(1, True), (2, False), pytest.param(4, False, marks=SLOW)])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, tiny, imagenet, tmp_path):
+    all_designs(imagenet, tmp_path / "whole", world, "-j", "0", "--seed", "5", tiny=tiny)
     start = tmp_path / "whole" / "checkpoint__0000.pth.tar"
-    all_designs(imagenet, tmp_path / "resumed", world, "-j", "4", "--resume", str(start))
+    all_designs(imagenet, tmp_path / "resumed", world, "-j", "4", "--resume", str(start), tiny=tiny)
     assert not (tmp_path / "resumed" / "checkpoint__0000.pth.tar").exists()
     a, b = (torch.load(tmp_path / run / "checkpoint__0002.pth.tar", weights_only=True) for run in ("whole", "resumed"))
     for name, tensor in a["state_dict"].items():
@@ -28,12 +30,12 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_
     assert not torch.equal(before["module.queue"], a["state_dict"]["module.queue"])
 
 
-def test_a_run_resumed_by_fewer_processes_with_more_bn_groups_goes_on_as_it_would_have(imagenet, tmp_path, capsys):
+def test_a_run_resumed_by_fewer_processes_with_more_bn_groups_goes_on_as_it_would_have(imagenet, tmp_path):
     more = ["-j", "0", "--seed", "5", "--epochs", "2"]
     all_designs(imagenet, tmp_path / "two", 2, *more)
     start = str(tmp_path / "two" / "checkpoint__0000.pth.tar")
-    all_designs(imagenet, tmp_path / "one", 1, *more, "--resume", start, "--bn-splits", "2")
-    assert "before the resume" not in capsys.readouterr().out
+    log = all_designs(imagenet, tmp_path / "one", 1, *more, "--resume", start, "--bn-splits", "2")
+    assert "batch normalisation: 2 groups" in log and "before the resume" not in log
     a, b = (torch.load(tmp_path / run / "checkpoint__0001.pth.tar", weights_only=True) for run in ("two", "one"))
     for name, tensor in a["state_dict"].items():
         torch.testing.assert_close(
@@ -41,17 +43,17 @@ def test_a_run_resumed_by_fewer_processes_with_more_bn_groups_goes_on_as_it_woul
         )
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_path):
+@pytest.mark.parametrize("world, tiny", [(1, True), (2, True), pytest.param(2, False, marks=SLOW)])
+def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(world, tiny, imagenet, tmp_path):
     """From the checkpoint after 2 of the second epoch's 4 steps, which --resume auto prefers to the first epoch's."""
     more = ["-j", "0", "--seed", "5", "-b", "24", "--epochs", "2", "--save-every", "2"]
-    all_designs(imagenet, tmp_path / "whole", world, *more)
+    all_designs(imagenet, tmp_path / "whole", world, *more, tiny=tiny)
     middle = torch.load(tmp_path / "whole" / "checkpoint__last.pth.tar", weights_only=True)
     assert (middle["epoch"], middle["step"]) == (1, 2)
     (tmp_path / "resumed").mkdir()
     shutil.copy(tmp_path / "whole" / "checkpoint__last.pth.tar", tmp_path / "resumed")
     shutil.copy(tmp_path / "whole" / "checkpoint__0000.pth.tar", tmp_path / "resumed")
-    all_designs(imagenet, tmp_path / "resumed", world, *more, "--resume", "auto", "-j", "3")
+    all_designs(imagenet, tmp_path / "resumed", world, *more, "--resume", "auto", "-j", "3", tiny=tiny)
     a, b = (torch.load(tmp_path / run / "checkpoint__0001.pth.tar", weights_only=True) for run in ("whole", "resumed"))
     for name, tensor in a["state_dict"].items():
         assert torch.equal(tensor, b["state_dict"][name]), name
@@ -60,7 +62,7 @@ def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(world
 
 
 def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(imagenet, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
+    use_tiny_net(main_moco, monkeypatch)
 
     def run(*more):
         words = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0", "--seed", "1"]
@@ -89,7 +91,9 @@ def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(im
     assert all(torch.equal(tensor, again[name]) for name, tensor in undisturbed.items())
 
 
-def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys):
+def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys, monkeypatch):
+    use_tiny_net(main_moco, monkeypatch)
+
     def run(*more):
         words = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0", "--seed", "1"]
         main_moco.main([str(imagenet), "--output-dir", str(tmp_path), *words, "--epochs", "2", *more])
@@ -137,7 +141,7 @@ def test_a_published_checkpoint_is_taken_as_it_is(imagenet, tmp_path, capsys):
 
 
 def test_fp16_resumes_with_its_loss_scale(imagenet, tmp_path, monkeypatch):
-    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
+    use_tiny_net(main_moco, monkeypatch)
     words = [
         str(imagenet),
         "-a",

@@ -47,7 +47,7 @@ def saves(arch, folder, repeats):
     return size_of(checkpoint), stalls, writes, peak - before
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m moco.benchmarks.checkpoint",
         description=__doc__,
@@ -56,7 +56,7 @@ def main():
     parser.add_argument("-a", "--arch", default="resnet50", help="network (resnet50)")
     parser.add_argument("--dir", metavar="DIR", help="folder to write to (default: the system's temporary folder)")
     parser.add_argument("--repeats", metavar="N", type=int, default=7, help="number of checkpoints (7)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         size, stalls, writes, memory = saves(args.arch, folder, args.repeats)
     print(f"{args.arch}, {args.repeats} checkpoints of {size / 1e6:.0f} MB, torch {torch.__version__}", end=", ")

@@ -26,7 +26,7 @@ CLASSES = 1000
 MB = 1e6
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m moco.benchmarks.file_list",
         description=__doc__,
@@ -37,7 +37,7 @@ def main():
     )
     parser.add_argument("--workers", metavar="N", type=int, default=16, help="data workers to fork (16)")
     parser.add_argument("--files", metavar="N", type=int, default=50_000, help="number of real files to list (50000)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if min(args.images, args.files) < CLASSES or args.workers < 1:
         parser.error(f"--images and --files must be {CLASSES} or more, --workers positive")
     if not os.path.exists("/proc/self/smaps_rollup"):

@@ -34,7 +34,7 @@ from moco.loader import training_loader
 BATCH = 32  # images of one of the paper's GPUs
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m moco.benchmarks.loader",
         description=__doc__,
@@ -47,7 +47,7 @@ def main():
     parser.add_argument("--workers", metavar="N", type=int, default=cores(), help="data workers (default: the cores)")
     parser.add_argument("--seconds", metavar="S", type=float, default=60, help="total measuring time (60)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.workers < 1 or not args.seconds > 0:
         parser.error("--workers and --seconds must be positive")
     try:

@@ -64,7 +64,7 @@ def campaign(names, seed, rounds=None):
     return wrong
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m moco.faults.campaign",
         description=__doc__,
@@ -73,7 +73,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="random seed of the moments and victims (0)")
     parser.add_argument("--rounds", type=int, help="how often to inject each fault (default: as listed)")
     parser.add_argument("--only", metavar="WORDS", default="", help="inject only the faults whose names contain this")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     sys.exit(campaign([name for name in FAULTS if args.only in name], args.seed, args.rounds) > 0)
 
 

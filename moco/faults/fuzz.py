@@ -220,7 +220,7 @@ def fuzz(kind, files, seed, keep):
     return outcomes
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m moco.faults.fuzz",
         description=__doc__,
@@ -231,7 +231,7 @@ def main():
     parser.add_argument(
         "--keep", metavar="DIR", default="findings", help="folder for the files of findings (findings)"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     findings = 0
     for kind in KINDS:
         for outcome, count in fuzz(kind, args.files, args.seed, args.keep).most_common():

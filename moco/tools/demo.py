@@ -90,12 +90,12 @@ def epoch_losses(log):
     return {int(epoch): float(loss) for epoch, loss in found}
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m moco.tools.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dir", help="folder to work in (default: a new temporary folder)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     demo(os.path.abspath(args.dir) if args.dir else tempfile.mkdtemp(prefix="asym-siam-demo-"))
 
 

@@ -86,7 +86,7 @@ def fill(texture, width, height, radius, colours, rng):
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m moco.tools.fake_imagenet",
         description=__doc__,
@@ -97,7 +97,7 @@ def main():
     parser.add_argument("--val", metavar="N", type=int, default=20, help="validation images per class (20)")
     parser.add_argument("--size", metavar="PX", type=int, default=160, help="mean side of an image in pixels (160)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="random seed of the images (0)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if min(args.train, args.val, args.seed) < 0 or args.size < 16:
         parser.error("--train, --val and --seed must not be negative, --size must be 16 or more")
     make(args.dir, args.train, args.val, args.size, seed=args.seed)

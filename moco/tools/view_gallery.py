@@ -26,7 +26,7 @@ INK, PAPER, FRAME = (20, 20, 20), (255, 255, 255), (255, 230, 0)
 AMPLIFY = 16  # factor for the difference, so that one level is visible
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m moco.tools.view_gallery",
         description=__doc__,
@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--crop-size", metavar="PX", type=int, default=224, help="side of the full-size views (224)")
     parser.add_argument("--mini-crop-size", metavar="PX", type=int, default=96, help="side of the small views (96)")
     parser.add_argument("--out", metavar="FILE", default="views.png", help="file to write (views.png)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if min(args.images, args.crop_size, args.mini_crop_size) < 1 or min(args.seed, args.epoch) < 0:
         parser.error("--images and the sizes must be positive, --seed and --epoch not negative")
     try:

@@ -4,9 +4,12 @@ import sys
 
 import pytest
 
+from moco.benchmarks import file_list
+
 COMMAND = [sys.executable, "-m", "moco.benchmarks.file_list"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_benchmark_prints_its_figures():
     small = ["--images", "30000", "--workers", "2", "--files", "1000"]
@@ -21,6 +24,6 @@ def test_the_benchmark_prints_its_figures():
         assert re.search(rf"^{line}: [\d.]+ s$", result.stdout, flags=re.MULTILINE)
 
 
-def test_bad_numbers_are_refused():
-    refused = subprocess.run([*COMMAND, "--images", "3"], capture_output=True, text=True)
-    assert refused.returncode == 2 and "--images and --files must be 1000 or more" in refused.stderr
+def test_bad_numbers_are_refused(call):
+    code, _, error = call(file_list.main, "--images", "3")
+    assert code == 2 and "--images and --files must be 1000 or more" in error

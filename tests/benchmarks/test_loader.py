@@ -9,12 +9,14 @@ import torch
 
 from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.scalemix import scalemix_plan
+from moco.benchmarks import loader as bench_loader
 from moco.benchmarks.internal.original_loader import original_loader
 from moco.views.recipes import baseline_plan
 
 COMMAND = [sys.executable, "-m", "moco.benchmarks.loader"]
 
 
+@pytest.mark.slow
 def test_it_prints_a_table_and_json(imagenet):
     small = ["--enable-multicrop", "--crop-size", "32", "--mini-crop-size", "16", "--workers", "1", "--seconds", "1"]
     result = subprocess.run([*COMMAND, str(imagenet), *small, "--json"], capture_output=True, text=True)
@@ -38,9 +40,7 @@ def test_the_original_recipe_makes_normalised_views(imagenet):
     assert all(v.dtype == torch.float32 and -3 < v.min() < 0 < v.max() < 3 for v in views)
 
 
-@pytest.mark.parametrize("flags, message", [(["--workers", "0"], "must be positive"), ([], "fewer|no folder|batch")])
-def test_what_it_refuses(tmp_path, imagenet, flags, message):
-    folder = imagenet if flags else tmp_path
-    result = subprocess.run([*COMMAND, str(folder), *flags], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert any(part in result.stderr for part in message.split("|"))
+@pytest.mark.parametrize("flags, message", [(["--workers", "0"], "must be positive"), ([], "no folder")])
+def test_what_it_refuses(tmp_path, imagenet, flags, message, call):
+    code, _, error = call(bench_loader.main, imagenet if flags else tmp_path, *flags)
+    assert code == 2 and message in error

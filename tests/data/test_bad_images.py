@@ -12,7 +12,7 @@ from moco.data.bad_images import Substitutes, TooManyBadImages
 from moco.data.image_list import ImageFolder
 from moco.loader import training_loader
 from moco.views.recipes import baseline_plan
-from tests.tiny_net import TinyNet
+from tests.tiny_net import use_tiny_net
 
 BROKEN = (4, 50)
 
@@ -135,7 +135,7 @@ def test_the_limit_is_a_thousandth_of_many():
 
 
 def test_the_script_skips_reports_and_goes_on(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
+    use_tiny_net(main_moco, monkeypatch)
     words = [folder.root.removesuffix("/train"), "-a", "resnet18", "--crop-size", "32", "-b", "24", "--moco-k", "64"]
     words += ["-j", "0", "--epochs", "1", "--seed", "2", "--output-dir", str(tmp_path)]
     with pytest.raises(OSError, match="can't decode the image"):

@@ -18,6 +18,7 @@ def has_fc_and_returns_a_tensor(model, size=224):
     )
 
 
+@pytest.mark.slow
 def test_architectures_are_those_with_an_fc_that_return_one_tensor():
     """Among all of torchvision's classifiers, tried in training mode."""
     fitting, regnets = [], []

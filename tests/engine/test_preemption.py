@@ -18,7 +18,7 @@ from moco.data.worker_processes import STOP_SIGNALS
 from moco.engine import preemption
 from moco.engine.preemption import EXIT_CODE, StopListener, signal_name
 from tests.ranks import run_ranks, script_in_rank
-from tests.tiny_net import TinyNet
+from tests.tiny_net import use_tiny_net
 
 
 def noticed(stop):
@@ -140,7 +140,7 @@ def moco_words(imagenet, folder):
 
 
 def tiny(monkeypatch):
-    monkeypatch.setattr(main_moco.models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
+    use_tiny_net(main_moco, monkeypatch)
 
 
 def equal(a, b):

@@ -13,6 +13,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 def test_every_fault_ends_equal_and_tidy(capsys):
     assert campaign.campaign(SHORT, seed=1, rounds=1) == 0, capsys.readouterr().out
     table = capsys.readouterr().out.splitlines()

@@ -2,9 +2,12 @@
 
 import math
 
+import pytest
+
 from moco.tools import demo
 
 
+@pytest.mark.slow
 def test_the_demo_runs_to_its_summary(tmp_path, capfd):
     first, last, top1 = demo.demo(str(tmp_path), epochs=2, probe_epochs=1, images=8)
     out = capfd.readouterr().out

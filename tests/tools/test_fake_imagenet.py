@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 from PIL import Image
 
@@ -45,11 +42,11 @@ def test_colour_alone_does_not_tell_the_classes_apart(tmp_path):
     assert (guesses == np.repeat(np.arange(12), 20)).mean() < 0.2
 
 
-def test_the_command(tmp_path):
-    command = [sys.executable, "-m", "moco.tools.fake_imagenet", str(tmp_path), "--train", "1", "--val", "1"]
-    result = subprocess.run([*command, "--size", "32"], capture_output=True, text=True)
-    assert result.stdout == f"24 images of 12 classes are in {tmp_path}\n"
-    refused = subprocess.run([*command, "--size", "3"], capture_output=True, text=True)
-    assert refused.returncode == 2 and "--size must be 16 or more" in refused.stderr
+def test_the_command(tmp_path, call):
+    small = [tmp_path, "--train", "1", "--val", "1"]
+    said = f"24 images of 12 classes are in {tmp_path}\n"
+    assert call(fake_imagenet.main, *small, "--size", "32") == (0, said, "")
+    code, _, error = call(fake_imagenet.main, *small, "--size", "3")
+    assert code == 2 and "--size must be 16 or more" in error
     image = Image.open(tmp_path / "val" / "star_dots" / "0000.jpg")
     assert image.mode == "RGB" and all(24 <= side <= 40 for side in image.size)

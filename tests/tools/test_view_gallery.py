@@ -1,8 +1,5 @@
 """The gallery shows the views that training would see."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +10,6 @@ from moco.data.sampler import EpochBatchSampler
 from moco.tools import view_gallery
 from moco.views.recipes import baseline_plan
 
-COMMAND = [sys.executable, "-m", "moco.tools.view_gallery"]
 DESIGNS = ["--enable-multicrop", "--enable-scalemix", "--enable-asym-aug", "--enable-mean-encoding"]
 
 
@@ -23,11 +19,10 @@ def contains(page, view):
     return any(np.array_equal(page[y : y + view.shape[0], x : x + view.shape[1]], view) for y, x in corner)
 
 
-def test_it_shows_the_draws_of_that_seed_and_epoch(imagenet, tmp_path):
+def test_it_shows_the_draws_of_that_seed_and_epoch(imagenet, tmp_path, call):
     out = tmp_path / "views.png"
     flags = ["--images", "2", "--seed", "5", "--epoch", "3", "--crop-size", "48", "--out", str(out)]
-    result = subprocess.run([*COMMAND, str(imagenet), *flags], capture_output=True, text=True)
-    assert result.returncode == 0 and result.stdout == f"wrote {out}\n", result.stderr
+    assert call(view_gallery.main, imagenet, *flags) == (0, f"wrote {out}\n", "")
     page = np.asarray(Image.open(out))
     folder = ImageFolder(imagenet / "train")
     order = EpochBatchSampler(96, 96, seed=5)
@@ -41,21 +36,21 @@ def test_it_shows_the_draws_of_that_seed_and_epoch(imagenet, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [["--augment-on", "cpu"], ["--augment-on", "device"], ["--both-paths"]])
-def test_every_design_on_every_path(imagenet, tmp_path, flags):
+def test_every_design_on_every_path(imagenet, tmp_path, flags, call):
     out = tmp_path / "views.png"
     small = ["--images", "2", "--crop-size", "32", "--mini-crop-size", "12", "--out", str(out)]
-    result = subprocess.run([*COMMAND, str(imagenet), *DESIGNS, *small, *flags], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    code, _, error = call(view_gallery.main, imagenet, *DESIGNS, *small, *flags)
+    assert code == 0, error
     page = np.asarray(Image.open(out))
     assert (page == view_gallery.FRAME).all(2).any()  # a box of ScaleMix
 
 
-def test_what_it_refuses(imagenet, tmp_path):
+def test_what_it_refuses(imagenet, tmp_path, call):
     for flags, message in (
         ([str(tmp_path)], "no folder"),
         ([str(imagenet), "--images", "97"], "fewer than --images 97"),
         ([str(imagenet), "--images", "0"], "must be positive"),
         ([str(imagenet), "--out", str(tmp_path / "no" / "x.png")], "No such file"),
     ):
-        result = subprocess.run([*COMMAND, *flags], capture_output=True, text=True)
-        assert result.returncode == 2 and message in result.stderr, (flags, result.stderr)
+        code, _, error = call(view_gallery.main, *flags)
+        assert code == 2 and message in error, (flags, error)

@@ -200,6 +200,7 @@ def test_mixed_views_show_the_other_draws_box():
     assert torch.equal(view, normalize_images(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "device, backend", [("cpu", "eager"), pytest.param("cuda", "inductor", marks=pytest.mark.gpu)]
 )
