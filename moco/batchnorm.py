@@ -10,9 +10,12 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from moco.precision import at_least_fp32
+
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class SplitBatchNorm(_BatchNorm):
@@ -82,10 +85,16 @@ def update_running_statistics(bn, mean, var, n):
 def views_apart(network, views):
     """A context in which `network` takes `views` concatenated batches, and batch normalisation keeps them apart.
 
-    It sets the attribute `views` of every SplitBatchNorm inside `network`. A module that is called outside `network`,
-    or another kind of batch normalisation, would mix the views.
+    Raises:
+        TypeError: `network` has a plain batch normalisation, which would mix the views and the groups.
     """
-    norms = [module for module in network.modules() if isinstance(module, SplitBatchNorm)]
+    modules = dict(network.named_modules())
+    for name, module in modules.items():
+        if type(module) in PLAIN:
+            raise TypeError(
+                f"{name} is a plain {type(module).__name__}; pass its module through split_batchnorm first"
+            )
+    norms = [module for module in modules.values() if isinstance(module, SplitBatchNorm)]
     for norm in norms:
         norm.views = views
     try:

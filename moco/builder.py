@@ -97,7 +97,7 @@ class MoCo(nn.Module):
         """
         if not views:
             return []
-        with views_apart(self.encoder_q, len(views)):
+        with views_apart(self, len(views)):
             return normalize(self.encoder_q(torch.cat(views))).chunk(len(views))
 
     @torch.no_grad()
