@@ -9,23 +9,23 @@ import torch.nn.functional as F
 from torchvision import models
 
 from moco.asymmetry.asym_aug import asym_aug_plan
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine import watchdog
+from moco.engine.checkpoint_file_read import read, read_on_all_ranks
 from moco.engine.checkpoint_names import CheckpointNames
-from moco.engine.checkpoint_read import read, read_on_all_ranks
 from moco.engine.checkpoint_resume import check_resume
-from moco.engine.flags import Parser, add_shared
 from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
 from moco.engine.pretrained_backbone import backbone_for
-from moco.engine.run import start_run
+from moco.engine.shared_flags import Parser, add_shared
 from moco.engine.startup_checks import check_training, parse_and_check
-from moco.evaluation.validation import validate
+from moco.engine.training_run import start_run
+from moco.evaluation.validation_accuracy import validate
 from moco.loader import training_loader, validation_loader
 from moco.optim import LARS, cosine_lr, set_lr
 from moco.precision import at_least_fp32, autocast
-from moco.views.recipes import baseline_plan
+from moco.views.augmentation_recipes import baseline_plan
 
 
 def build_parser():

@@ -16,20 +16,20 @@ from moco.asymmetry.multicrop import multicrop_plan
 from moco.asymmetry.scalemix import scalemix_plan
 from moco.batchnorm import check_splits
 from moco.builder import MoCo
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine.checkpoint_names import CheckpointNames
-from moco.engine.flags import Parser, add_shared, number
 from moco.engine.launch_plan import memory
 from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
-from moco.engine.run import start_run
+from moco.engine.shared_flags import Parser, add_shared, number
 from moco.engine.startup_checks import check_training, parse_and_check
+from moco.engine.training_run import start_run
 from moco.loader import training_loader
 from moco.loss import contrastive_loss
 from moco.optim import cosine_lr, set_lr, sgd
 from moco.precision import autocast
-from moco.views.recipes import baseline_plan
+from moco.views.augmentation_recipes import baseline_plan
 
 DESIGNS = {  # the paper's names, and the options that turn the designs on
     "MultiCrop": "enable_multicrop",

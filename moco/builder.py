@@ -16,7 +16,7 @@ from moco.asymmetry.mean_encoding import mean_encoding
 from moco.batchnorm import split_batchnorm, views_apart
 from moco.distributed import rank
 from moco.precision import at_least_fp32
-from moco.shuffle import BatchShuffle
+from moco.shuffle_bn import BatchShuffle
 
 
 class MoCo(nn.Module):

@@ -13,8 +13,8 @@ import torch
 from PIL import ImageFilter
 from torch.utils.data import DataLoader
 
-from moco.data.datasets import CentralViews, RandomCrops, RandomViews
 from moco.data.sampler import EpochBatchSampler
+from moco.data.view_datasets import CentralViews, RandomCrops, RandomViews
 from moco.data.worker_processes import start_worker, stop_signals_held
 from moco.distributed import rank, world_size
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from moco.engine import run, startup_checks
+from moco.engine import startup_checks, training_run
 from moco.engine.launch_plan import Launch
 from tests.tiny_net import TinyNet
 
@@ -46,7 +46,7 @@ def script_in_rank(script, words, tiny=False):
     if tiny:
         script.models.get_model = lambda arch, num_classes=1000: TinyNet(num_classes)
     world, rank = dist.get_world_size(), dist.get_rank()
-    run.start_processes = lambda worker, launch, *args, timeout: worker(torch.device("cpu"), *args)
+    training_run.start_processes = lambda worker, launch, *args, timeout: worker(torch.device("cpu"), *args)
     startup_checks.plan_launch = lambda args: Launch("spawn", local=world, backend="gloo", has_rank_0=rank == 0)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         script.main(words if {"-j", "--workers"} & set(words) else [*words, "-j", "0"])

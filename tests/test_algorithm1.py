@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moco.builder import MoCo
-from moco.engine.data_parallel import data_parallel
+from moco.engine.ddp_wrapper import data_parallel
 from moco.loss import contrastive_loss
 from tests.ranks import run_ranks
 from tests.tiny_net import TinyNet

@@ -11,7 +11,7 @@ from main_moco import train_step
 from moco import builder
 from moco.asymmetry.mean_encoding import mean_encoding
 from moco.builder import MoCo
-from moco.engine.data_parallel import data_parallel
+from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.meters import AverageMeter
 from moco.loss import contrastive_loss
 from moco.optim import sgd

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from moco import counter_rng
+from moco import counter_based_rng
 from moco.builder import MoCo
 from moco.engine.checkpoint_format import checkpoint_of
 from tests import readme
@@ -67,7 +67,7 @@ CUTMIX, CALL, PREDICTOR = readme.blocks("python", readme.MAP)
 
 
 def test_the_worked_example_of_cutmix(monkeypatch):
-    monkeypatch.setattr(counter_rng, "CUTMIX", 5, raising=False)
+    monkeypatch.setattr(counter_based_rng, "CUTMIX", 5, raising=False)
     names = {}
     exec(CUTMIX, names)
     images = torch.rand(4, 3, 9, 9)

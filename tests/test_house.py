@@ -8,11 +8,11 @@ import sys
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PRIMITIVES = ("precision", "counter_rng", "distributed", "safe_print")
+PRIMITIVES = ("precision", "counter_based_rng", "distributed", "pipe_safe_print")
 # From the bottom to the top. A module imports from lower layers and from its own package.
 LAYERS = [
     PRIMITIVES,
-    ("views", "batchnorm", "shuffle", "optim"),
+    ("views", "batchnorm", "shuffle_bn", "optim"),
     ("builder", "loss", "asymmetry", "data"),
     ("engine", "evaluation", "loader"),
     ("main_moco", "main_lincls"),

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from moco.builder import MoCo
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 from moco.loader import training_loader
 from moco.loss import contrastive_loss
+from moco.views.augmentation_recipes import baseline_plan
 from moco.views.normalize import normalize_images
-from moco.views.recipes import baseline_plan
 
 K, EPOCHS = 64, 40
 

@@ -8,9 +8,9 @@ from PIL import ImageFilter
 
 from moco import loader
 from moco.asymmetry.multicrop import multicrop_plan
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 from moco.loader import CropsTransform, GaussianBlur
-from moco.views.recipes import baseline_plan
+from moco.views.augmentation_recipes import baseline_plan
 
 PLAN = multicrop_plan(baseline_plan(24), 12)
 

@@ -11,12 +11,12 @@ from torchvision import models, transforms
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 import main_lincls
-from moco.data.datasets import RandomViews
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 from moco.data.sampler import EpochBatchSampler
+from moco.data.view_datasets import RandomViews
 from moco.engine import checkpoint_atomic_write
+from moco.views.augmentation_recipes import View
 from moco.views.normalize import normalize_images
-from moco.views.recipes import View
 from tests import readme
 from tests.ranks import run_ranks, run_script, script_in_rank
 

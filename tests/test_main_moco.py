@@ -13,7 +13,7 @@ import torch
 
 import main_lincls
 import main_moco
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 from moco.data.sampler import EpochBatchSampler
 from moco.engine.json_log import git_commit
 from tests import readme
@@ -79,7 +79,7 @@ def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path):
     assert saved["state_dict"]["module.queue"].shape == (8, 60)
 
     (probe,) = readme.commands("main_lincls.py")
-    probe = [str(checkpoint) if word.startswith("checkpoint_") else word for word in probe]
+    probe = [str(checkpoint) if word.endswith("checkpoint__0099.pth.tar") else word for word in probe]
     probe = readme.small(probe, imagenet, 2, tmp_path, epochs=1)
     log = program("main_lincls.py", *probe) if as_programs else run_script("main_lincls", 2, probe)
     assert f"pretrained: 120 tensors of '{checkpoint}'" in log

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import main_moco
-from moco.data.datasets import RandomViews
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 from moco.data.sampler import EpochBatchSampler
+from moco.data.view_datasets import RandomViews
 from moco.views.normalize import normalize_images
 from tests.ranks import run_ranks, script_in_rank
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from moco.views.recipes import BASE_SCALE, View
+from moco.views.augmentation_recipes import BASE_SCALE, View
 
 MINI_VIEWS = 6
 MINI_SCALE = (0.05, 0.14)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from moco.views.apply_with_pillow import paste
+from moco.views.augment_with_pillow import paste
 
 
 def scalemix_plan(plan):

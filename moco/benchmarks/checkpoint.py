@@ -15,7 +15,7 @@ import time
 import torch
 
 import main_moco
-from moco.benchmarks.internal.measurements import peak_resident
+from moco.benchmarks.internal.measuring import peak_resident
 from moco.engine.checkpoint_background_writer import BackgroundWriter, size_of
 from moco.engine.checkpoint_format import checkpoint_of
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import torchvision
 
-from moco.data import image_list_cache
-from moco.data.image_list import ImageFolder
+from moco.data import file_list_cache
+from moco.data.file_list import ImageFolder
 
 CLASSES = 1000
 MB = 1e6
@@ -131,10 +131,10 @@ def time_listings(args):
             print(f"{len(folder)} real files {words}: {time.perf_counter() - start:.2f} s")
         # Stores the whole list as the cache of this folder: equally many folders to check, but more images.
         full = arrays_of(args.images)
-        arrays = image_list_cache.load(root) | {"paths": full._paths, "ends": full._ends, "labels": full.labels}
+        arrays = file_list_cache.load(root) | {"paths": full._paths, "ends": full._ends, "labels": full.labels}
         names = [b".", *(f"n{c:08d}".encode() for c in range(CLASSES))]
-        folders = [(name, image_list_cache.state_of(root, name)) for name in names]
-        image_list_cache.store(root, arrays, folders, time.time_ns())
+        folders = [(name, file_list_cache.state_of(root, name)) for name in names]
+        file_list_cache.store(root, arrays, folders, time.time_ns())
         start = time.perf_counter()
         folder = ImageFolder(root)
         print(f"{len(folder)} images from the cache: {time.perf_counter() - start:.2f} s")

@@ -24,9 +24,9 @@ import torchvision
 from torch.multiprocessing import get_context
 
 import main_moco
-from moco.benchmarks.internal.measurements import timed
-from moco.benchmarks.internal.original_loader import original_loader
-from moco.data.image_list import ImageFolder
+from moco.benchmarks.internal.measuring import timed
+from moco.benchmarks.internal.original_project_loader import original_loader
+from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine.launch_plan import cores
 from moco.loader import training_loader

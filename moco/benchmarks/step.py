@@ -4,9 +4,9 @@
                                     [--precision P] [--compile] [--all] [--seconds S] [--json]
 
 It takes every other flag of main_moco.py, too. Both steps are timed alternately in the same processes; the figures are
-medians over 5 rounds. The original's step (moco/benchmarks/internal/original_step.py) uses NCHW, float32 with torch's
-default flags (TF32 convolutions on GPUs that have them) and one forward pass per view; every rank gathers all images,
-and the loss is read in each step. --all measures the baseline, each design and all five designs together.
+medians over 5 rounds. The original's step (moco/benchmarks/internal/original_project_step.py) uses NCHW, float32 with
+torch's default flags (TF32 convolutions on GPUs that have them) and one forward pass per view; every rank gathers all
+images, and the loss is read in each step. --all measures the baseline, each design and all five designs together.
 """
 
 import argparse
@@ -27,17 +27,17 @@ from torchvision import models
 
 import main_moco
 from main_moco import DESIGNS
-from moco.benchmarks.internal.measurements import allocated, hardware, peak_memory, product_tflops, timed, traffic
-from moco.benchmarks.internal.original_step import OriginalMoCo, gather, original_step
+from moco.benchmarks.internal.measuring import allocated, hardware, peak_memory, product_tflops, timed, traffic
+from moco.benchmarks.internal.original_project_step import OriginalMoCo, gather, original_step
 from moco.builder import add_projector
 from moco.distributed import from_rank_0, is_initialized, rank
 from moco.engine import speed_flags
-from moco.engine.data_parallel import data_parallel
-from moco.engine.flags import number
-from moco.engine.launch import start_processes
+from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.launch_plan import plan_launch
+from moco.engine.launch_processes import start_processes
+from moco.engine.shared_flags import number
 from moco.precision import grad_scaler, set_precision, set_tf32_flags, tf32_flags
-from moco.shuffle import BatchShuffle
+from moco.shuffle_bn import BatchShuffle
 
 ROUNDS, WARM_UP = 5, 3
 IMAGENET, EPOCHS = 1_281_167, 100

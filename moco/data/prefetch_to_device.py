@@ -3,7 +3,7 @@
 import torch
 
 from moco.distributed import copy_to_device
-from moco.views.apply_on_device import Layout
+from moco.views.augment_on_device import Layout
 from moco.views.normalize import normalize_images
 
 

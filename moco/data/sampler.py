@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from moco.counter_rng import ORDER, generator
+from moco.counter_based_rng import ORDER, generator
 from moco.distributed import rank, world_size
 
 

@@ -9,7 +9,7 @@ import torch
 
 from moco.engine import checkpoint_atomic_write
 from moco.engine.checkpoint_format import CheckpointError
-from moco.safe_print import first_line, say
+from moco.pipe_safe_print import first_line, say
 
 THREAD = "checkpoint"  # name of the writing thread
 

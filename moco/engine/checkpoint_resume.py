@@ -4,10 +4,10 @@ import secrets
 
 import torch
 
+from moco.engine.checkpoint_file_read import check_numbers, newest_intact, read
 from moco.engine.checkpoint_format import PREFIX, CheckpointError, state_dict_of
-from moco.engine.checkpoint_read import check_numbers, newest_intact, read
-from moco.engine.option_comparison import label, result_options
-from moco.safe_print import first_line
+from moco.engine.result_changing_options import label, result_options
+from moco.pipe_safe_print import first_line
 
 
 def check_resume(args, launch, build, candidates, any_options=False):

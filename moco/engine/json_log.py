@@ -16,7 +16,7 @@ import torch
 import torchvision
 
 from moco.distributed import from_all
-from moco.safe_print import say
+from moco.pipe_safe_print import say
 
 
 class JsonLog:

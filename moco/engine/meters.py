@@ -2,7 +2,7 @@
 
 import torch
 
-from moco.safe_print import say
+from moco.pipe_safe_print import say
 
 
 class AverageMeter:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from moco.data.worker_processes import STOP_SIGNALS
 from moco.distributed import collective_device, is_initialized, rank
 from moco.engine.checkpoint_atomic_write import remove_temporaries
-from moco.safe_print import say
+from moco.pipe_safe_print import say
 
 EXIT_CODE = 143  # a shell's exit code for a process that SIGTERM ended
 END = b"\0"  # not the number of any signal

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import torch.distributed as dist
 
-from moco.safe_print import first_line
+from moco.pipe_safe_print import first_line
 
 
 class RendezvousError(RuntimeError):

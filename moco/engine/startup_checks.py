@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 
-from moco.data.bad_images import Substitutes
+from moco.data.bad_image_substitutes import Substitutes
 from moco.engine import speed_flags
 from moco.engine.checkpoint_atomic_write import TEMPORARY
 from moco.engine.checkpoint_resume import check_resume

@@ -3,7 +3,7 @@
 import torch
 
 from moco.engine.launch_plan import cores
-from moco.safe_print import say
+from moco.pipe_safe_print import say
 
 PAPERS_BATCH = 32  # images per batch-norm group: 256 on 8 GPUs
 WAIT_WORTH_A_WORD = 0.2  # share of the time spent waiting for data

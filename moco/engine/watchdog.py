@@ -14,7 +14,7 @@ import time
 
 from moco.engine.checkpoint_background_writer import THREAD
 from moco.engine.preemption import Stopped, end_at_once
-from moco.safe_print import say
+from moco.pipe_safe_print import say
 
 LOOK, GRACE = 2.0, 4.0  # seconds: between two checks; for an answer, or for a process to end by itself
 WRITE = 60.0  # seconds that an ending process waits for a checkpoint that is being written

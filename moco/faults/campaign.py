@@ -16,8 +16,8 @@ import tempfile
 
 import torch
 
-from moco.faults.internal.fault_list import FAULTS
-from moco.faults.internal.training_run import SAVE_EVERY, STEPS, Workplace, steps_done
+from moco.faults.internal.fault_injections import FAULTS
+from moco.faults.internal.faulty_run import SAVE_EVERY, STEPS, Workplace, steps_done
 from moco.tools import fake_imagenet
 
 

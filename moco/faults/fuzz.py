@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 
 from moco.data.image_decoding import decode_to_pil, decode_to_tensor
+from moco.engine.checkpoint_file_read import newest_intact, read
 from moco.engine.checkpoint_format import CheckpointError, checkpoint_of
-from moco.engine.checkpoint_read import newest_intact, read
 from moco.engine.checkpoint_resume import check_resumable, restore
 from moco.engine.pretrained_backbone import backbone_for
 

@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 import main_moco
-from moco.data.datasets import RandomCrops, RandomViews
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.data.sampler import EpochBatchSampler
-from moco.views.apply_on_device import BOX, Layout
+from moco.data.view_datasets import RandomCrops, RandomViews
+from moco.views.augment_on_device import BOX, Layout
 from moco.views.normalize import MEAN, STD
 
 GAP, MARGIN = 4, 16  # pixels between views, and around the sides

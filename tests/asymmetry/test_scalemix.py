@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moco.asymmetry.scalemix import mix_box, scalemix
-from moco.views.apply_with_pillow import paste
+from moco.views.augment_with_pillow import paste
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (20, 50), (50, 20), (1, 1)])

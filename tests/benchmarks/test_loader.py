@@ -10,8 +10,8 @@ import torch
 from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.scalemix import scalemix_plan
 from moco.benchmarks import loader as bench_loader
-from moco.benchmarks.internal.original_loader import original_loader
-from moco.views.recipes import baseline_plan
+from moco.benchmarks.internal.original_project_loader import original_loader
+from moco.views.augmentation_recipes import baseline_plan
 
 COMMAND = [sys.executable, "-m", "moco.benchmarks.loader"]
 

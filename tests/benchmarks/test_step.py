@@ -9,7 +9,7 @@ import torch
 
 import main_moco
 from moco.benchmarks import step as bench_step
-from moco.benchmarks.internal.original_step import OriginalMoCo, original_step
+from moco.benchmarks.internal.original_project_step import OriginalMoCo, original_step
 from moco.builder import MoCo
 from moco.loss import contrastive_loss
 from tests.ranks import run_ranks

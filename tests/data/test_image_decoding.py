@@ -12,7 +12,7 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 
 from moco.data import image_decoding
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 
 
 def test_every_mode_becomes_rgb(tmp_path):

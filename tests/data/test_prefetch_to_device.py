@@ -5,10 +5,10 @@ import torch
 
 from moco.asymmetry.multicrop import multicrop_plan
 from moco.asymmetry.scalemix import scalemix_plan
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher, prefetched
 from moco.loader import training_loader
-from moco.views.recipes import baseline_plan
+from moco.views.augmentation_recipes import baseline_plan
 
 PLAN = scalemix_plan(multicrop_plan(baseline_plan(24), 12))
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

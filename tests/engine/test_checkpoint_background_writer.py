@@ -7,8 +7,8 @@ import torch
 
 from moco.engine import checkpoint_atomic_write, checkpoint_background_writer
 from moco.engine.checkpoint_background_writer import BackgroundWriter, on_cpu, size_of, warn_if_disk_too_small
+from moco.engine.checkpoint_file_read import read
 from moco.engine.checkpoint_format import CheckpointError
-from moco.engine.checkpoint_read import read
 
 
 def state(value):

@@ -8,8 +8,8 @@ from torchvision import models
 
 from moco.builder import MoCo
 from moco.engine.checkpoint_atomic_write import save
+from moco.engine.checkpoint_file_read import read
 from moco.engine.checkpoint_format import checkpoint_of
-from moco.engine.checkpoint_read import read
 
 OPTIONS = {"arch": "resnet18", "lr": 0.03, "seed": 3, "total_batch": 256}
 

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
+from moco.engine.checkpoint_file_read import newest_intact, read
 from moco.engine.checkpoint_format import CheckpointError, state_dict_of
-from moco.engine.checkpoint_read import newest_intact, read
 from moco.engine.checkpoint_resume import check_resumable, restore
 from moco.optim import sgd
 from tests.engine.test_checkpoint_format import OPTIONS, moco, stepped

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision import models
 
-from moco.engine import run, startup_checks
-from tests.engine.test_flags import SCRIPTS
+from moco.engine import startup_checks, training_run
+from tests.engine.test_shared_flags import SCRIPTS
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def refused(monkeypatch, capsys, tmp_path):
     def no_work(*args):
         raise AssertionError("started to work")
 
-    monkeypatch.setattr(run, "start_processes", no_work)
+    monkeypatch.setattr(training_run, "start_processes", no_work)
     monkeypatch.chdir(tmp_path)
 
     def run_script(script, *argv):

@@ -3,7 +3,7 @@
 import pytest
 
 from moco.faults import campaign
-from moco.faults.internal import fault_list, training_run
+from moco.faults.internal import fault_injections, faulty_run
 
 SHORT = (
     "SIGKILL of rank 0, in a checkpoint write",
@@ -26,7 +26,7 @@ def test_a_difference_or_something_left_behind_is_told(tmp_path, monkeypatch, ca
     monkeypatch.setattr(campaign, "trial", lambda name, *_: (name, name != SHORT[1]))
     assert campaign.campaign(SHORT, seed=1, rounds=2) == 2
     assert "8 faults, 2 of them" in capsys.readouterr().out
-    place = training_run.Workplace(str(tmp_path), "images", {})
+    place = faulty_run.Workplace(str(tmp_path), "images", {})
     (tmp_path / "tmp").mkdir()
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "checkpoint__0000.pth.tar.tmp").touch()
@@ -37,11 +37,11 @@ def test_a_difference_or_something_left_behind_is_told(tmp_path, monkeypatch, ca
 
 
 def test_faults_are_at_least_forty_and_of_every_kind():
-    assert sum(times for times, *_ in fault_list.FAULTS.values()) >= 40
+    assert sum(times for times, *_ in fault_injections.FAULTS.values()) >= 40
     for word in ("SIGKILL", "SIGTERM", "write", "between epochs", "disk full", "damaged", "JPEG", "data worker"):
-        assert any(word in name for name in fault_list.FAULTS)
+        assert any(word in name for name in fault_injections.FAULTS)
 
 
 @pytest.mark.parametrize("lines, done", [([], 0), (["Epoch: [0][0/4]\tTime"], 1), (["x\n", "Epoch: [2][3/4]\t"], 12)])
 def test_steps_are_read_from_the_log(lines, done):
-    assert training_run.steps_done(type("Run", (), {"lines": lines})) == done
+    assert faulty_run.steps_done(type("Run", (), {"lines": lines})) == done

@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 from moco.tools import fake_imagenet
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco.data.datasets import RandomViews
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 from moco.data.sampler import EpochBatchSampler
+from moco.data.view_datasets import RandomViews
 from moco.tools import view_gallery
-from moco.views.recipes import baseline_plan
+from moco.views.augmentation_recipes import baseline_plan
 
 DESIGNS = ["--enable-multicrop", "--enable-scalemix", "--enable-asym-aug", "--enable-mean-encoding"]
 

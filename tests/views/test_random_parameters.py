@@ -9,9 +9,9 @@ import torch
 from torchvision import transforms
 
 from moco.asymmetry.scalemix import mix_box
+from moco.views.augmentation_recipes import View
 from moco.views.randaugment import ARGUMENTS, NAMES, UNIFORMS, draw_operation
 from moco.views.random_parameters import JITTER, ORDERS, draw_view, uniforms_needed
-from moco.views.recipes import View
 
 DRAWS = 4000
 

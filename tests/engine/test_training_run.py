@@ -7,14 +7,14 @@ from contextlib import nullcontext
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from moco.engine import run
+from moco.engine import training_run
 
 
 @pytest.fixture
 def train_in_a_run(monkeypatch):
     """Calls `train` as a process of a run does, without setting up the run."""
-    monkeypatch.setattr(run, "Run", lambda *args: nullcontext())
-    return lambda train: run._one_process(None, train, None, None, None, ())
+    monkeypatch.setattr(training_run, "Run", lambda *args: nullcontext())
+    return lambda train: training_run._one_process(None, train, None, None, None, ())
 
 
 class Dying(Dataset):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from moco.distributed import collective_device, is_initialized, rank
 from moco.engine.checkpoint_format import CheckpointError, progress_of
-from moco.safe_print import first_line
+from moco.pipe_safe_print import first_line
 
 
 def read(path, check=True):

@@ -12,19 +12,19 @@ from moco.data.worker_processes import cause_of_death
 from moco.distributed import from_rank_0, rank
 from moco.engine import startup_report
 from moco.engine.checkpoint_background_writer import BackgroundWriter, size_of, warn_if_disk_too_small
+from moco.engine.checkpoint_file_read import read_on_all_ranks
 from moco.engine.checkpoint_format import bn_batch_of, checkpoint_of, progress_of
-from moco.engine.checkpoint_read import read_on_all_ranks
 from moco.engine.checkpoint_resume import restore
-from moco.engine.data_parallel import data_parallel
-from moco.engine.epoch import Epoch
+from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.json_log import JsonLog
-from moco.engine.launch import start_processes
+from moco.engine.launch_processes import start_processes
 from moco.engine.nonfinite_loss import NonfiniteGuard
-from moco.engine.option_comparison import check_same_options, result_options
 from moco.engine.preemption import EXIT_CODE, StopListener, Stopped, signal_name
+from moco.engine.result_changing_options import check_same_options, result_options
 from moco.engine.startup_checks import substitutes_for, workers_per_process
+from moco.engine.training_epoch import Epoch
+from moco.pipe_safe_print import say
 from moco.precision import grad_scaler, set_precision
-from moco.safe_print import say
 
 
 def start_run(train, args, launch, names, *folders):

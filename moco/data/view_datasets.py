@@ -7,10 +7,10 @@ import torch
 import torchvision.transforms.functional as TF
 from torch.utils.data import Dataset, get_worker_info
 
-from moco.counter_rng import VIEWS, generator
+from moco.counter_based_rng import VIEWS, generator
 from moco.data.image_decoding import MOST_PIXELS
-from moco.views.apply_on_device import Layout
-from moco.views.apply_with_pillow import render
+from moco.views.augment_on_device import Layout
+from moco.views.augment_with_pillow import render
 from moco.views.random_parameters import draw_view, uniforms_needed
 
 
@@ -74,7 +74,7 @@ class RandomViews(RandomDataset):
 class RandomCrops(RandomDataset):
     """The fast path (`--augment-on device`): data workers only decode and crop, the device does the rest.
 
-    It returns whole batches, (crops, rows, labels), for `views.apply_on_device`:
+    It returns whole batches, (crops, rows, labels), for `views.augment_on_device`:
         crops: dict from size to N x R x size x size x 3, uint8; R is the number of crops of that size per image.
         rows: N x (sum of all R) x COLUMNS, float32: the random parameters of what remains to be done.
         labels: N, long.

@@ -10,13 +10,13 @@ from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import multicrop_plan
 from moco.asymmetry.scalemix import mix_box, scalemix_plan
-from moco.views import apply_on_device
-from moco.views.apply_on_device import GEOMETRIC, Layout, apply_recipes, crop_resized, row_of, run_steps, steps_of
-from moco.views.apply_with_pillow import apply_recipe, render
+from moco.views import augment_on_device
+from moco.views.augment_on_device import GEOMETRIC, Layout, apply_recipes, crop_resized, row_of, run_steps, steps_of
+from moco.views.augment_with_pillow import apply_recipe, render
+from moco.views.augmentation_recipes import View, baseline_plan
 from moco.views.normalize import STD, normalize_images
 from moco.views.randaugment import ARGUMENTS, NAMES, Operation
 from moco.views.random_parameters import JITTER, Crop, Draw, draw_view, uniforms_needed
-from moco.views.recipes import View, baseline_plan
 from tests.views.photographs import hard_cases, photograph
 
 SIZE = 48
@@ -145,7 +145,7 @@ def test_both_paths_have_the_same_distribution(view):
 def test_a_result_does_not_depend_on_its_batch(monkeypatch):
     plan, images = plans()["all"], [photograph(160, 120)]
     whole, _ = both_paths(plan, images, 9)
-    monkeypatch.setattr(apply_on_device, "PIXELS_AT_ONCE", 4 * 48 * 48)
+    monkeypatch.setattr(augment_on_device, "PIXELS_AT_ONCE", 4 * 48 * 48)
     parts, _ = both_paths(plan, images, 9)
     fewer, _ = both_paths(plan, images, 2)
     for a, b, c in zip(whole, parts, fewer, strict=True):

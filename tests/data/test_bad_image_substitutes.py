@@ -8,10 +8,10 @@ import torch
 
 import main_moco
 from moco.data import image_decoding
-from moco.data.bad_images import Substitutes, TooManyBadImages
-from moco.data.image_list import ImageFolder
+from moco.data.bad_image_substitutes import Substitutes, TooManyBadImages
+from moco.data.file_list import ImageFolder
 from moco.loader import training_loader
-from moco.views.recipes import baseline_plan
+from moco.views.augmentation_recipes import baseline_plan
 from tests.tiny_net import use_tiny_net
 
 BROKEN = (4, 50)

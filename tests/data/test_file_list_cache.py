@@ -7,8 +7,8 @@ import time
 import pytest
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
-from moco.data import image_list, image_list_cache
-from moco.data.image_list import ImageFolder
+from moco.data import file_list, file_list_cache
+from moco.data.file_list import ImageFolder
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +42,8 @@ def samples(folder):
 def listed(monkeypatch):
     """Counts the listings from now on."""
     calls = []
-    list_images = image_list.list_images
-    monkeypatch.setattr(image_list, "list_images", lambda root: calls.append(root) or list_images(root))
+    list_images = file_list.list_images
+    monkeypatch.setattr(file_list, "list_images", lambda root: calls.append(root) or list_images(root))
     return calls
 
 
@@ -133,4 +133,4 @@ def test_a_cache_that_can_not_be_written_costs_only_the_time(data, tmp_path, mon
     assert samples(ImageFolder(data)) == TorchvisionFolder(data).samples
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert image_list_cache.cache_file(data).startswith("/home/someone/.cache/asym-siam/")
+    assert file_list_cache.cache_file(data).startswith("/home/someone/.cache/asym-siam/")

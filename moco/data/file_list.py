@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from moco.data import image_list_cache
+from moco.data import file_list_cache
 from moco.data.image_decoding import decode_to_pil, decode_to_tensor
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision
@@ -30,11 +30,11 @@ class ImageFolder:
         self.root = os.fspath(root)
         if not os.path.isdir(self.root):
             raise FileNotFoundError(f"no folder {self.root!r}; it must hold one folder of images a class")
-        arrays = image_list_cache.load(self.root)
+        arrays = file_list_cache.load(self.root)
         if arrays is None:
             started = time.time_ns()
             arrays, folders = list_images(self.root)
-            image_list_cache.store(self.root, arrays, folders, started)
+            file_list_cache.store(self.root, arrays, folders, started)
         self.classes = [os.fsdecode(name) for name in arrays["classes"].tobytes().split(b"\0")]
         self._paths, self._ends, self.labels = arrays["paths"], arrays["ends"], arrays["labels"]
 
@@ -66,7 +66,7 @@ def list_images(root):
     Raises:
         FileNotFoundError: there are no class folders, or a class has no image.
     """
-    folders = [(b".", image_list_cache.state_of(root, b"."))]
+    folders = [(b".", file_list_cache.state_of(root, b"."))]
     classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     if not classes:
         raise FileNotFoundError(f"no class folders in {root!r}; it must hold one folder of images a class")
@@ -101,7 +101,7 @@ def walk(top, root, folders):
 
     def note(folder):
         name = os.fsencode(os.path.relpath(folder, root))
-        folders.append((name, image_list_cache.state_of(root, name)))
+        folders.append((name, file_list_cache.state_of(root, name)))
 
     note(top)
 

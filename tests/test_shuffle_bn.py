@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from moco.shuffle import BatchShuffle
+from moco.shuffle_bn import BatchShuffle
 from tests.ranks import run_ranks
 
 VIEWS, N, SEED = 2, 3, 7

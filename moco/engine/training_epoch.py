@@ -6,7 +6,7 @@ from moco.engine import watchdog
 from moco.engine.meters import AverageMeter, ProgressMeter
 from moco.engine.startup_report import STEPS_TO_JUDGE, advise
 from moco.engine.step_timer import StepTimer
-from moco.safe_print import say
+from moco.pipe_safe_print import say
 
 
 class Epoch:

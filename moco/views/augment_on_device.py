@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from moco.distributed import copy_to_device
-from moco.views import batched_image_ops as ops
+from moco.views import pillow_ops_as_tensors as ops
 from moco.views.normalize import normalize_images
 from moco.views.randaugment import LAYERS, NAMES
 from moco.views.random_parameters import JITTER

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from moco.loader import CropsTransform, GaussianBlur
-from moco.views.apply_with_pillow import paste
+from moco.views.augment_with_pillow import paste
 from moco.views.normalize import MEAN, STD
 from moco.views.randaugment import LAYERS, UNIFORMS, apply_on_pil, draw_operation
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from moco.distributed import all_sum, rank, world_size
 from moco.engine.meters import ProgressMeter, correct
 from moco.engine.step_timer import StepTimer
+from moco.pipe_safe_print import say
 from moco.precision import autocast
-from moco.safe_print import say
 from moco.views.normalize import normalize_images
 
 

@@ -9,11 +9,11 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torchvision import transforms
 
 from moco.asymmetry.scalemix import mix_box
-from moco.views.apply_with_pillow import apply_recipe, render
+from moco.views.augment_with_pillow import apply_recipe, render
+from moco.views.augmentation_recipes import View
 from moco.views.normalize import normalize_images
 from moco.views.randaugment import Operation
 from moco.views.random_parameters import Crop, Draw, draw_view, uniforms_needed
-from moco.views.recipes import View
 from tests.views.photographs import hard_cases, photograph
 
 IMAGES = {"photograph": photograph(), **hard_cases()}

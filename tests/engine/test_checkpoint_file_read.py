@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from moco.engine.checkpoint_atomic_write import save
+from moco.engine.checkpoint_file_read import read, read_on_all_ranks
 from moco.engine.checkpoint_format import CheckpointError
-from moco.engine.checkpoint_read import read, read_on_all_ranks
 from tests.engine.test_checkpoint_format import moco, stepped
 from tests.ranks import run_ranks
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from moco.safe_print import say
+from moco.pipe_safe_print import say
 
 
 def test_lines_go_where_they_belong(capsys):

@@ -3,7 +3,7 @@
 import math
 
 import main_moco
-from moco.engine.option_comparison import result_options
+from moco.engine.result_changing_options import result_options
 from moco.engine.startup_checks import parse_and_check
 from tests.engine.test_startup_checks import SMALL
 

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from moco.data.datasets import CentralViews
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
+from moco.data.view_datasets import CentralViews
 
 
 @pytest.mark.parametrize("size", [224, 32])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
-from moco.data.image_list import ImageFolder
+from moco.data.file_list import ImageFolder
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import multicrop_plan
 from moco.asymmetry.scalemix import mix_box, scalemix_plan
-from moco.views.recipes import View, baseline_plan
+from moco.views.augmentation_recipes import View, baseline_plan
 
 DESIGNS = [multicrop_plan, scalemix_plan, asym_aug_plan, mean_encoding_plan]
 

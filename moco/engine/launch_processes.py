@@ -22,7 +22,7 @@ from moco.engine.launch_plan import cores
 from moco.engine.preemption import EXIT_CODE, Stopped
 from moco.engine.rendezvous import RendezvousError, rendezvous
 from moco.engine.watchdog import WRITE, Watchdog
-from moco.safe_print import say
+from moco.pipe_safe_print import say
 
 RENDEZVOUS = 600  # seconds for all processes to arrive, if the caller gives no time-out
 # Seconds that the other processes of a node get to end by themselves after one failed; rank 0 may be writing.

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 
 from moco.engine.preemption import ECHO
-from moco.faults.internal.training_run import SAVE_EVERY, steps_done
+from moco.faults.internal.faulty_run import SAVE_EVERY, steps_done
 
 FAULTS = {}  # name: (times, steps that it may cost, function of (Workplace, random.Random))
 IN_FLIGHT = 2 * SAVE_EVERY  # steps since the last complete checkpoint, if another one is being written

@@ -7,7 +7,7 @@ from torchvision import models
 
 import main_lincls
 import main_moco
-from moco.engine.flags import Parser, architectures, number
+from moco.engine.shared_flags import Parser, architectures, number
 
 SCRIPTS = {"moco": main_moco, "lincls": main_lincls}
 

@@ -7,7 +7,7 @@ of exactly one group of queries, and the network could match them by their share
 import torch
 import torch.distributed as dist
 
-from moco.counter_rng import SHUFFLE, generator
+from moco.counter_based_rng import SHUFFLE, generator
 from moco.distributed import all_gather, copy_to_device, rank, world_size
 
 

@@ -98,7 +98,7 @@ PROGRAM = """
     import os, signal, sys, time
     import torch
     import torch.distributed as dist
-    from moco.engine.launch import start_processes
+    from moco.engine.launch_processes import start_processes
     from moco.engine.launch_plan import Launch
 
     def worker(device, how):

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from moco.engine.data_parallel import check_equal, data_parallel
+from moco.engine.ddp_wrapper import check_equal, data_parallel
 from tests.ranks import run_ranks
 
 
