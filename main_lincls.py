@@ -49,31 +49,31 @@ def prepare(args, launch):
 
     With --evaluate there is no train folder, but None.
     """
-    check_source(args)
+    check_source(args.evaluate, args.resume, args.pretrained)
     args.init_lr = args.lr * args.batch_size / 256
     val = ImageFolder(os.path.join(args.data, "val"))
     names = CheckpointNames(args.output_dir, "checkpoint", numbered=False, best="model_best")
     build_trial = partial(build, args, len(val.classes))
     if args.evaluate:
         check_resume(args, launch, build_trial, names.resumable(), any_options=True)
-        check_source(args)
+        check_source(args.evaluate, args.resume, args.pretrained)
         return names, None, val
     train = ImageFolder(os.path.join(args.data, "train"))
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))[0]
         raise ValueError(f"train and val in {args.data!r} must have the same classes; {odd!r} is only in one of them")
     check_training(args, launch, train, names, build_trial)
-    check_source(args)
+    check_source(args.evaluate, args.resume, args.pretrained)
     if args.pretrained not in (None, "none") and launch.has_rank_0:
         backbone_for(models.get_model(args.arch), read(args.pretrained), args.pretrained, args.arch)
     return names, train, val
 
 
-def check_source(args):
+def check_source(evaluate, resume, pretrained):
     """Refuses a run that has no weights to begin with. `--resume auto` may find none, hence the second call."""
-    if args.evaluate and not args.resume:
+    if evaluate and not resume:
         raise ValueError("--evaluate needs --resume with a checkpoint of this script; --pretrained has no classifier")
-    if not args.pretrained and not args.resume:
+    if not pretrained and not resume:
         raise ValueError(
             "no --pretrained and no --resume with a checkpoint; give one, or --pretrained none for a random encoder"
         )

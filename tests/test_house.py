@@ -1,6 +1,7 @@
 """The house's rules: which way imports run, how long files are, and what lies beside what can be run."""
 
 import ast
+import inspect
 import os
 import runpy
 import sys
@@ -142,3 +143,16 @@ def test_what_lies_beside_a_command_is_a_command(path, monkeypatch, capsys):
 @pytest.mark.parametrize("path", [path for path in SOURCES if not path.endswith("__init__.py")])
 def test_every_file_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(read(path))), path
+
+
+def test_names_that_forks_use_stay():
+    from moco.asymmetry.scalemix import scalemix
+    from moco.batchnorm import SplitBatchNorm
+    from moco.builder import MoCo
+    from moco.loader import CropsTransform, GaussianBlur
+    from moco.optim import LARS
+
+    assert all(map(callable, (scalemix, SplitBatchNorm, CropsTransform, GaussianBlur, LARS)))
+    arguments = ["base_encoder", "dim", "K", "m", "T", "enable_asym_bn", "seed", "asym_bn_group", "bn_splits"]
+    assert list(inspect.signature(MoCo).parameters)[: len(arguments)] == arguments
+    assert list(inspect.signature(MoCo.forward).parameters)[:5] == ["self", "im_q", "im_q_mini", "im_k", "step"]

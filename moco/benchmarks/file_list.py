@@ -59,7 +59,7 @@ def main(argv=None):
         del entries
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache
-        time_listings(args)
+        time_listings(args.files, args.images)
 
 
 def name_of(i, images):
@@ -116,11 +116,11 @@ def own_memory():
     return sum(int(words[1]) for words in lines if words[0] in ("Private_Dirty:", "Private_Clean:")) * 1024
 
 
-def time_listings(args):
+def time_listings(files, images):
     """Times the listing of real files without and with a cache, and a start from a cache of the whole list."""
     with tempfile.TemporaryDirectory() as root:
-        for i in range(args.files):
-            _, path = name_of(i, args.files)
+        for i in range(files):
+            _, path = name_of(i, files)
             if not os.path.isdir(folder := os.path.join(root, os.path.dirname(path))):
                 os.mkdir(folder)
             os.close(os.open(os.path.join(root, path), os.O_CREAT))
@@ -130,7 +130,7 @@ def time_listings(args):
             folder = ImageFolder(root)
             print(f"{len(folder)} real files {words}: {time.perf_counter() - start:.2f} s")
         # Stores the whole list as the cache of this folder: equally many folders to check, but more images.
-        full = arrays_of(args.images)
+        full = arrays_of(images)
         arrays = file_list_cache.load(root) | {"paths": full._paths, "ends": full._ends, "labels": full.labels}
         names = [b".", *(f"n{c:08d}".encode() for c in range(CLASSES))]
         folders = [(name, file_list_cache.state_of(root, name)) for name in names]

@@ -57,7 +57,9 @@ def main(argv=None):
     if len(folder) < BATCH:
         parser.error(f"{folder.root!r} has {len(folder)} images; a batch of {BATCH} is measured")
     result = bench(folder, args)
-    report(result, args)
+    report(result, args.workers)
+    if args.json:
+        print(json.dumps(result), flush=True)
 
 
 def bench(folder, args):
@@ -165,13 +167,13 @@ def device_part(plan, loader, repeats=7):
     return statistics.median(times[1:]) / len(batch[2]) * 1000, name
 
 
-def report(result, args):
-    """Prints the table and, with --json, a line of JSON."""
+def report(result, workers):
+    """Prints the table."""
     print(
         f"{platform.machine()}, {cores()} cores, Python {platform.python_version()}, torch {torch.__version__},",
         end=" ",
     )
-    print(f"torchvision {torchvision.__version__}; {args.workers} workers, batch {BATCH}")
+    print(f"torchvision {torchvision.__version__}; {workers} workers, batch {BATCH}")
     print(f"{'path':12s} {'images/s/core':>14s} {'over original':>14s} {'MB a batch':>11s}")
     for name in ("device", "cpu", "original"):
         ratio = result.get(f"{name}_over_original", 1.0)
@@ -179,8 +181,6 @@ def report(result, args):
     print(f"{'floor':12s} {result['floor']:14.1f}   of which `device` reaches {result['share_of_floor']:.0%}")
     print(f"{'decode only':12s} {result['decode_only']:14.1f}")
     print(f"the device's part takes {result['device_part_ms']:.3f} ms an image on {result['device_name']}")
-    if args.json:
-        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

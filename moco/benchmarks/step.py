@@ -217,7 +217,7 @@ def measure(device, args, run, baseline):
     calls = max(1, min(6_000, 2**30 // (images[0].numel() * 4)) // args.total_batch)
     sent = {name: traffic(step, 2) for name, step in steps.items()}
     sent |= {
-        "image_ours": traffic(shuffle_of(views[2], args), calls),
+        "image_ours": traffic(shuffle_of(views[2], args.bn_splits), calls),
         "image_original": traffic(lambda: gather(images), 5),
     }
     for what, prefix in (("step", ""), ("image", "image_")):
@@ -254,10 +254,10 @@ def the_originals_step(device, args, views):
     return lambda: original_step(net, optimizer, views)
 
 
-def shuffle_of(im_k, args):
+def shuffle_of(im_k, bn_splits):
     """A function that sends the target's images to the ranks that encode them, as one step does."""
     step = count()
-    return lambda: BatchShuffle(len(im_k), len(im_k[0]), 0, next(step), args.bn_splits).shuffle(torch.cat(im_k))
+    return lambda: BatchShuffle(len(im_k), len(im_k[0]), 0, next(step), bn_splits).shuffle(torch.cat(im_k))
 
 
 def flops(args, on, pixels=False):

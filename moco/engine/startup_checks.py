@@ -100,8 +100,8 @@ def workers_per_process(workers, processes):
     return math.ceil(min(workers, cores()) / processes)
 
 
-def substitutes_for(folder, args):
-    """The Substitutes that --on-bad-image asks for, or None."""
-    if args.on_bad_image == "stop":
+def substitutes_for(folder, on_bad_image, seed, output_dir):
+    """The Substitutes that --on-bad-image asks for, or None; the arguments are an ImageFolder and values of flags."""
+    if on_bad_image == "stop":
         return None
-    return Substitutes(folder, args.seed, os.path.join(args.output_dir, "bad_images.txt"))
+    return Substitutes(folder, seed, os.path.join(output_dir, "bad_images.txt"))

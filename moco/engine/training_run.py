@@ -96,7 +96,9 @@ class Run:
 
     def loader_options(self, folder):
         """The keyword arguments of `training_loader` that flags of both scripts decide; `folder` is an ImageFolder."""
-        return {"augment_on": self.args.augment_on, "substitutes": substitutes_for(folder, self.args)}
+        args = self.args
+        substitutes = substitutes_for(folder, args.on_bad_image, args.seed, args.output_dir)
+        return {"augment_on": args.augment_on, "substitutes": substitutes}
 
     def prepare(self, model, optimizer, loss_of_noise, fewest=1):
         """Restores the checkpoint of --resume, if there is one, and returns the model ready for training.

@@ -74,7 +74,7 @@ def picture(folder, plan, args):
         for name, images in bands.items():
             views = [frame(view, box) for view, box in zip(images[i], framed[i], strict=True)]
             rows.append((name, *(side(views, places) for places in sides(plan))))
-    return page(rows, str(plan), args)
+    return page(rows, [*str(plan).split(" | "), f"seed {args.seed}, epoch {args.epoch}"])
 
 
 def views_of(folder, plan, seed, addresses, path):
@@ -141,14 +141,13 @@ def side(views, places):
     return strip
 
 
-def page(rows, plan, args):
-    """Puts the strips on one sheet under a heading with the plan in words; returns a PIL image."""
+def page(rows, heading):
+    """Puts the strips on one sheet under a heading, a list of lines; returns a PIL image."""
     font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
     label = 110  # width of the column with the names of the rows
     source, target = (max(row[i].width for row in rows) for i in (1, 2))
     width = max(label + source + target + 4 * MARGIN, 640)
-    parts = [*plan.split(" | "), f"seed {args.seed}, epoch {args.epoch}"]
-    words = [line for part in parts for line in textwrap.wrap(part, width // 8)]
+    words = [line for part in heading for line in textwrap.wrap(part, width // 8)]
     top = MARGIN + 20 * len(words) + 40
     sheet = Image.new("RGB", (width, top + sum(row[1].height + 2 * GAP for row in rows) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)

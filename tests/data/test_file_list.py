@@ -1,7 +1,6 @@
-"""Image folders against torchvision's, the cache of their listing, and decoding on both paths."""
+"""The list of image files, against torchvision's ImageFolder."""
 
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -9,22 +8,7 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from moco.data.file_list import ImageFolder
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
-
-
-@pytest.fixture
-def data(imagenet, tmp_path):
-    shutil.copytree(imagenet / "train", tmp_path / "train")
-    (tmp_path / "train" / "disk_dots" / "deep" / "er").mkdir(parents=True)
-    shutil.copy(
-        imagenet / "train" / "star_dots" / "0000.jpg", tmp_path / "train" / "disk_dots" / "deep" / "er" / "é.jpg"
-    )
-    return tmp_path / "train"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def samples(folder):

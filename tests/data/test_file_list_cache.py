@@ -2,41 +2,15 @@
 
 import os
 import shutil
-import time
 
 import pytest
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from moco.data import file_list, file_list_cache
 from moco.data.file_list import ImageFolder
+from tests.data.test_file_list import samples
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
-
-
-def settled(root):
-    """Dates every folder back, so that its listing may be cached."""
-    for folder, _, _ in os.walk(root, topdown=False):
-        os.utime(folder, (time.time() - 100,) * 2)
-
-
-@pytest.fixture
-def data(imagenet, tmp_path):
-    shutil.copytree(imagenet / "train", tmp_path / "train")
-    (tmp_path / "train" / "disk_dots" / "deep" / "er").mkdir(parents=True)
-    shutil.copy(
-        imagenet / "train" / "star_dots" / "0000.jpg", tmp_path / "train" / "disk_dots" / "deep" / "er" / "é.jpg"
-    )
-    settled(tmp_path)
-    return tmp_path / "train"
-
-
-def samples(folder):
-    return [(os.path.normpath(folder.path(i)), int(folder.labels[i])) for i in range(len(folder))]
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def listed(monkeypatch):
