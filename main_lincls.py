@@ -30,11 +30,12 @@ from moco.views.augmentation_recipes import baseline_plan
 
 def build_parser():
     parser = Parser(description=__doc__)
-    add_shared(parser, epochs=90, batch_size=4096, lr=0.1, weight_decay=0.0)
-    help = "checkpoint that holds the backbone; none: a random backbone"
+    lr_help = "learning rate for a batch of 256; it is multiplied by --batch-size / 256"
+    add_shared(parser, epochs=90, batch_size=4096, lr=0.1, weight_decay=0.0, lr_help=lr_help)
+    help = "checkpoint with the pretrained backbone, or the word none for random weights"
     parser.add_argument("--pretrained", metavar="FILE", help=help)
     parser.add_argument("--lars", action="store_true", help="train with LARS instead of SGD")
-    help = "only validate the classifier of the checkpoint that --resume names"
+    help = "only validate the classifier of the checkpoint given by --resume"
     parser.add_argument("-e", "--evaluate", action="store_true", help=help)
     return parser
 

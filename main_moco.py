@@ -46,15 +46,15 @@ def build_parser():
     some, positive = number(int, 1), number(float, 0, exclusive=True)
     add = parser.add_argument
     add("--mini-crop-size", metavar="PX", default=96, type=some, help="side of MultiCrop's small views in pixels")
-    add("--tag", default="", help="name inserted in the checkpoint files: checkpoint_TAG_EPOCH.pth.tar")
-    add("--keep", metavar="N", type=some, help="number of newest epoch checkpoints to keep (default: all)")
+    add("--tag", default="", help="text inserted in the checkpoints' file names: checkpoint_TAG_EPOCH.pth.tar")
+    add("--keep", metavar="N", type=some, help="keep only the checkpoints of the newest N epochs (default: all)")
 
     add = parser.add_argument_group("MoCo").add_argument
-    add("--moco-dim", metavar="N", default=128, type=some, help="number of features of a key")
+    add("--moco-dim", metavar="N", default=128, type=some, help="feature dimension of the keys and queries")
     add("--moco-k", metavar="N", default=65536, type=some, help="number of keys in the queue")
     add("--moco-m", metavar="M", default=0.999, type=number(float, 0, 1), help="momentum of the target encoder")
     add("--moco-t", metavar="T", default=0.2, type=positive, help="softmax temperature")
-    help = "batch-norm groups per process: one process with N groups acts as N devices"
+    help = "batch-norm groups per process; one process with N groups computes what N GPUs would"
     add("--bn-splits", metavar="N", default=1, type=some, help=help)
     add_designs(parser)
     return parser
@@ -63,17 +63,17 @@ def build_parser():
 def add_designs(parser):
     """Adds the --enable flags of the five designs to `parser`."""
     add = parser.add_argument_group("asymmetric designs").add_argument
-    add("--enable-multicrop", action="store_true", help="MultiCrop, source: 6 additional low-resolution views")
+    add("--enable-multicrop", action="store_true", help="MultiCrop: the source gets 6 additional small views")
     add(
         "--enable-scalemix", action="store_true", help="ScaleMix, source: each view is mixed from two, by a random box"
     )
-    help = "AsymAug: stronger augmentation for the source, weaker augmentation for the target"
+    help = "AsymAug: the source gets stronger augmentation, the target gets weaker augmentation"
     add("--enable-asym-aug", "--enable-asymm-aug", action="store_true", help=help)
-    help = "AsymBN, target: the projector's batch normalisation is synchronised over several devices"
+    help = "AsymBN: the batch normalisation of the target's projector is synchronised over several batch-norm groups"
     add("--enable-asym-bn", action="store_true", help=help)
-    help = "number of devices (processes times --bn-splits) that AsymBN normalises over"
+    help = "number of batch-norm groups that AsymBN synchronises; there are processes x --bn-splits in all"
     add("--asym-bn-group", metavar="N", default=8, type=number(int, 1), help=help)
-    help = "MeanEnc, target: each key is the mean encoding of 2 views"
+    help = "MeanEnc: each key of the target is the mean encoding of 2 views"
     add("--enable-mean-encoding", action="store_true", help=help)
 
 

@@ -21,25 +21,25 @@ def add_speed_flags(parser):
     group.add_argument(
         "--augment-on",
         choices=["cpu", "device"],
-        help="where to augment: cpu (default): everything by Pillow in the data workers, as in the paper; device: the "
-        "workers only decode and crop, the device does the rest",
+        help="where images are augmented; cpu (default): Pillow does everything in the data workers, as in the paper; "
+        "device: the data workers only decode and crop, and the GPU (or CPU) that trains does the rest",
     )
     group.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="number format (default: torch's own, which is float32 with TF32 convolutions on GPUs that have them); "
-        "fp32: no TF32; tf32: TF32 in all products; bf16, fp16: autocast. Loss, logits and queue are always float32",
+        help="number format; default: PyTorch's default, float32 with TF32 in convolutions on GPUs that support TF32; "
+        "fp32: no TF32; tf32: TF32 in matrix products and convolutions; bf16, fp16: autocast (the loss is float32)",
     )
     group.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="compile the encoders by torch.compile",
+        help="compile the network by torch.compile (default: no)",
     )
     group.add_argument(
         "--fast",
         action="store_true",
-        help="turn on every speed flag that keeps the results equal in distribution: --augment-on device and, on a "
-        "GPU, --compile and --precision bf16 (from Ampere on); speed flags that are given keep their values",
+        help="same as --augment-on device and, on a GPU, --compile and --precision bf16 (if the GPU supports it); a "
+        "speed flag that you give beside --fast overrides it",
     )
 
 
