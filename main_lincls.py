@@ -48,7 +48,7 @@ def main(argv=None):
 def prepare(args, launch):
     """The checks of this script; returns its CheckpointNames and the ImageFolders of train and val.
 
-    With --evaluate there is no train folder, but None.
+    With --evaluate, the train folder is None.
     """
     check_source(args.evaluate, args.resume, args.pretrained)
     args.init_lr = args.lr * args.batch_size / 256
@@ -71,12 +71,14 @@ def prepare(args, launch):
 
 
 def check_source(evaluate, resume, pretrained):
-    """Refuses a run that has no weights to begin with. `--resume auto` may find none, hence the second call."""
+    """Raises ValueError if a run has no initial weights. It is called again after --resume auto is resolved."""
     if evaluate and not resume:
-        raise ValueError("--evaluate needs --resume with a checkpoint of this script; --pretrained has no classifier")
+        raise ValueError(
+            "--evaluate needs --resume with a checkpoint of this script; one for --pretrained has no classifier"
+        )
     if not pretrained and not resume:
         raise ValueError(
-            "no --pretrained and no --resume with a checkpoint; give one, or --pretrained none for a random encoder"
+            "no --pretrained and no --resume with a checkpoint; give one, or --pretrained none for random weights"
         )
 
 
@@ -89,7 +91,7 @@ class Classifier(torch.nn.Linear):
 
 
 def build(args, classes, device=None):
-    """A frozen network with a new `fc` for that many classes, in eval mode, and the optimizer of `fc`."""
+    """A frozen network in eval mode with a new `fc` for that number of classes, and the optimizer of `fc`."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(args.seed)
         model = models.get_model(args.arch, num_classes=classes)
@@ -107,12 +109,12 @@ def build(args, classes, device=None):
 
 
 def load_backbone(model, path, arch):
-    """Loads the backbone of the checkpoint `path` into the model; returns a line that says so."""
+    """Loads the backbone of the checkpoint `path` into the model; returns a line for the log."""
     if path == "none":
         return "pretrained: none, so the backbone is random"
     backbone = backbone_for(model, read_on_all_ranks(path), path, arch)
     model.load_state_dict(backbone, strict=False)
-    return f"pretrained: {len(backbone)} tensors of {path!r}, all of the backbone but fc"
+    return f"pretrained: {len(backbone)} tensors of {path!r}, the whole backbone"
 
 
 def train(run, train_folder, val_folder):
@@ -147,7 +149,7 @@ def train(run, train_folder, val_folder):
 
 
 def train_step(net, optimizer, images, labels, precision):
-    """One update of `fc`; returns loss, Acc@1 and Acc@5 of this process's share of the batch, on the device."""
+    """One update of `fc`; returns loss, Acc@1 and Acc@5 (percent) of this process's share, scalars on the device."""
     with autocast(images.device, precision):
         output = net(images)
     loss = F.cross_entropy(output, labels)
@@ -158,7 +160,7 @@ def train_step(net, optimizer, images, labels, precision):
 
 
 def noise_output(size, precision, net, n):
-    """The sum of the outputs for n random images of `size` x `size` pixels."""
+    """The sum of the outputs for n images of Gaussian noise, `size` x `size` pixels; a scalar tensor."""
     device = next(net.parameters()).device
     with autocast(device, precision):
         return net(torch.randn(n, 3, size, size, device=device)).sum()

@@ -64,9 +64,7 @@ def add_designs(parser):
     """Adds the --enable flags of the five designs to `parser`."""
     add = parser.add_argument_group("asymmetric designs").add_argument
     add("--enable-multicrop", action="store_true", help="MultiCrop: the source gets 6 additional small views")
-    add(
-        "--enable-scalemix", action="store_true", help="ScaleMix, source: each view is mixed from two, by a random box"
-    )
+    add("--enable-scalemix", action="store_true", help="ScaleMix: the source's view is mixed from two views")
     help = "AsymAug: the source gets stronger augmentation, the target gets weaker augmentation"
     add("--enable-asym-aug", "--enable-asymm-aug", action="store_true", help=help)
     help = "AsymBN: the batch normalisation of the target's projector is synchronised over several batch-norm groups"
@@ -90,7 +88,9 @@ def main(argv=None):
 def prepare(args, launch):
     """The checks of this script; returns its CheckpointNames and the ImageFolder of the training images."""
     if os.path.basename(args.tag) != args.tag or len(os.fsencode(args.tag)) > 200:
-        raise ValueError(f"--tag {args.tag!r} is part of a file name: 200 bytes at most, no path separator")
+        raise ValueError(
+            f"--tag {args.tag!r} must have at most 200 bytes and no path separator, as part of a file name"
+        )
     check_model(args, launch)
     folder = ImageFolder(os.path.join(args.data, "train"))
     names = CheckpointNames(args.output_dir, f"checkpoint_{args.tag}", numbered=True)
@@ -99,20 +99,20 @@ def prepare(args, launch):
 
 
 def check_model(args, launch):
-    """Refuses a queue or batch-norm groups that do not fit the batch, the processes or the memory."""
+    """Raises ValueError if the queue or the batch-norm groups do not fit the batch, the processes or the memory."""
     if args.moco_k < args.total_batch:
         raise ValueError(
             f"--moco-k {args.moco_k} is smaller than a batch of {args.total_batch}; give {args.total_batch} or more"
         )
     if 4 * args.moco_k * args.moco_dim > memory():
-        raise ValueError(f"--moco-k {args.moco_k} times --moco-dim {args.moco_dim} keys do not fit into the memory")
+        raise ValueError(f"--moco-k {args.moco_k} keys of --moco-dim {args.moco_dim} do not fit into the memory")
     check_splits(args.bn_splits, args.batch_size // launch.local)
     if args.enable_asym_bn:
         check_group(args.asym_bn_group, launch.world, args.bn_splits)
 
 
 def view_plan(args):
-    """What each side sees: the baseline's views, changed by each design that is on."""
+    """The views of source and target: those of the baseline, changed by each design that is on."""
     plan = baseline_plan(args.crop_size)
     if args.enable_multicrop:
         plan = multicrop_plan(plan, args.mini_crop_size)
@@ -126,7 +126,7 @@ def view_plan(args):
 
 
 def build(args, device=None):
-    """The model and its optimizer. It covers all parameters, so that published optimizer states fit."""
+    """The model, and its optimizer. The optimizer has all parameters, so that published states fit."""
     model = MoCo(
         lambda num_classes: models.get_model(args.arch, num_classes=num_classes),
         *(args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.enable_asym_bn),
@@ -162,10 +162,10 @@ def train_step(net, optimizer, scaler, views, step, precision):
     """One update of the weights.
 
     Args:
-        views: (im_q, im_q_mini, im_k) as `MoCo.forward` takes them. step: the global step.
+        views: (im_q, im_q_mini, im_k) as `MoCo.forward` takes them. step: the global step. precision: of --precision.
 
     Returns:
-        Loss, Acc@1 and Acc@5 of this process's share of the batch, on the device; no call waits for their values.
+        Loss, Acc@1 and Acc@5 (percent) of this process's share, scalar tensors on the device that no one waits for.
     """
     with autocast(views[0][0].device, precision):
         logits, labels = net(*views, step=step)
@@ -178,7 +178,7 @@ def train_step(net, optimizer, scaler, views, step, precision):
 
 
 def noise_loss(plan, precision, net, n):
-    """The loss of n random images."""
+    """The loss of n images of Gaussian noise, a scalar tensor."""
     device = next(net.parameters()).device
     views = [torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views]
     with autocast(device, precision):
@@ -192,7 +192,7 @@ def introduction(run, plan):
     if args.enable_asym_bn and run.launch.world * args.bn_splits == 1:
         yield "note: AsymBN changes nothing here, since batch normalisation sees the whole batch anyway"
     yield from (plan, run.batchnorm_report())
-    yield f"loss of a blind guess: ln(K + 1) = {math.log(args.moco_k + 1):.4f}"
+    yield f"loss at chance level: ln(K + 1) = {math.log(args.moco_k + 1):.4f}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Batch normalisation in groups of samples, so that one device can act as several devices.
+"""Batch normalisation in groups of samples, so that one GPU can give the results of several GPUs.
 
-The paper's 8 GPUs hold 32 images each, so batch normalisation sees 32 images at a time. One GPU that normalised all
-256 images together would run another experiment. A SplitBatchNorm therefore takes its statistics over equal,
-contiguous parts of the batch. Each part is what one device would have seen. In the same way, several views can pass
-the network in one forward pass while batch normalisation treats each view as a batch of its own.
+The paper's 8 GPUs hold 32 images each, so batch normalisation sees 32 images at a time. Normalising all 256 images
+together on one GPU gives other statistics, and other results. A SplitBatchNorm therefore computes its statistics
+separately for equal, contiguous parts of the batch. Each part stands for the batch of one GPU. In the same way, one
+forward pass can encode several views while batch normalisation treats each view as a separate batch.
 """
 
 from contextlib import contextmanager
@@ -19,17 +19,18 @@ PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class SplitBatchNorm(_BatchNorm):
-    """nn.BatchNorm1d or nn.BatchNorm2d that normalises each of `splits` equal parts of the batch by itself.
+    """nn.BatchNorm1d or nn.BatchNorm2d that normalises `splits` equal parts of the batch separately.
 
-    The running statistics come from the first part, as they would on rank 0 of `splits` devices. The state dict has
-    the names and shapes of nn.BatchNorm.
+    The running statistics are updated only from the first part of each view. They are those of the first of `splits`
+    GPUs, whose buffers a checkpoint holds. The state dict has the names and shapes of nn.BatchNorm.
 
     Args:
         num_features, eps, momentum: as in nn.BatchNorm.
         splits: number of parts; each part is a contiguous range of samples.
 
     Attributes:
-        views: number of batches that are concatenated in the input. Each is normalised as if it came alone, in order.
+        views: number of batches that are concatenated in the input. Each is normalised as in a forward pass of its
+            own.
     """
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, splits=1):
@@ -64,9 +65,9 @@ class SplitBatchNorm(_BatchNorm):
         var, mean = torch.var_mean(parts, dims, correction=0, keepdim=True)
         shape = var.shape[2:]  # C x 1 ...
         scale = self.weight.view(shape) * torch.rsqrt(var + self.eps)
-        n = parts[0].numel() // self.num_features
+        values = parts[0].numel() // self.num_features
         for first in range(0, len(parts), self.splits):
-            update_running_statistics(self, mean[first].flatten(), var[first].flatten(), n)
+            update_running_statistics(self, mean[first].flatten(), var[first].flatten(), values)
         return ((parts - mean) * scale + self.bias.view(shape)).flatten(0, 1).to(x.dtype)
 
 
@@ -75,7 +76,7 @@ def update_running_statistics(bn, mean, var, n):
     """Updates the running mean and variance of `bn` from one batch, as nn.BatchNorm does.
 
     Args:
-        mean, var: C each; the variance is the biased one. n: number of values per channel in the batch.
+        mean, var: shape (C,); the variance is the biased one. n: number of values per channel, 2 or more.
     """
     bn.running_mean.lerp_(mean.to(bn.running_mean), bn.momentum)
     bn.running_var.lerp_((var * (n / (n - 1))).to(bn.running_var), bn.momentum)
@@ -83,17 +84,16 @@ def update_running_statistics(bn, mean, var, n):
 
 @contextmanager
 def views_apart(network, views):
-    """A context in which `network` takes `views` concatenated batches, and batch normalisation keeps them apart.
+    """Context manager: the input of `network` is `views` concatenated batches, which batch norm treats separately.
 
     Raises:
-        TypeError: `network` has a plain batch normalisation, which would mix the views and the groups.
+        TypeError: `network` has a batch normalisation of torch, which would mix the views and the groups.
     """
     modules = dict(network.named_modules())
     for name, module in modules.items():
         if type(module) in PLAIN:
-            raise TypeError(
-                f"{name} is a plain {type(module).__name__}; pass its module through split_batchnorm first"
-            )
+            kind = type(module).__name__
+            raise TypeError(f"the layer {name!r} is a {kind}; call split_batchnorm on the module that contains it")
     norms = [module for module in modules.values() if isinstance(module, SplitBatchNorm)]
     for norm in norms:
         norm.views = views
@@ -110,7 +110,7 @@ def replace_batchnorm(module, make):
     Names, values and gradient flags do not change.
 
     Args:
-        module: a module that contains batch normalisation, but is none itself.
+        module: a module that may contain batch-norm layers, but must not be one itself.
         make: called as `make(num_features, eps, momentum)`; returns the new layer, which must have the same state
             dict.
 
@@ -133,17 +133,17 @@ def split_batchnorm(module, splits):
 
 
 def check_splits(splits, batch):
-    """Refuses a number of batch-norm groups that does not divide a process's batch into groups of 2 images or more.
+    """Checks that `splits` divides a process's batch into equal groups of 2 or more images.
 
     Args:
         splits: number of groups. batch: images of one process.
 
     Raises:
-        ValueError: the number does not fit; the message names the numbers that do.
+        ValueError: it does not; the message names the numbers that do.
     """
     if batch % splits or batch < 2 * splits:
         fits = ", ".join(str(n) for n in range(1, batch // 2 + 1) if batch % n == 0)
         raise ValueError(
-            f"--bn-splits {splits} does not divide a process's batch of {batch} into groups of 2 images at least; "
+            f"--bn-splits {splits} does not divide a process's batch of {batch} into groups of at least 2 images; "
             f"give one of {fits}"
         )

@@ -1,8 +1,9 @@
-"""MoCo v2 as the paper's baseline: two encoders, a queue, and Algorithm 1 of the MoCo paper (arXiv 1911.05722).
+"""MoCo v2 (arXiv 2003.04297), the baseline of the paper (arXiv 2204.00613): two encoders and a queue of keys.
 
-Source views pass `encoder_q`, which is trained by gradient. Target views pass `encoder_k`, the exponential moving
-average of `encoder_q`. Each asymmetric design has its own file in `moco/asymmetry/`. The two designs that change the
-model, AsymBN and MeanEnc, are one call each in this file.
+`MoCo.forward` is Algorithm 1 of MoCo (arXiv 1911.05722). `encoder_q` encodes the source's views and is trained by
+gradient descent. `encoder_k` encodes the target's views and is the exponential moving average of `encoder_q`. Each
+asymmetric design has its own file in `moco/asymmetry/`. The two designs that change the model, AsymBN and MeanEnc, are
+one call each in this file. N is the number of images on this process, B the number on all processes.
 """
 
 import copy
@@ -29,10 +30,11 @@ class MoCo(nn.Module):
         m: momentum of the target encoder.
         T: softmax temperature.
         enable_asym_bn: whether to synchronise the batch normalisation of the target's projector (AsymBN).
-        seed: determines the initial weights, the initial queue and the shuffle of each step; the same on every rank.
-        asym_bn_group: number of batch-norm groups that AsymBN normalises over; None means all. The groups of all
-            processes count: processes times `bn_splits`.
-        bn_splits: number of batch-norm groups on this device. Each group acts as a device of its own.
+        seed: determines the initial weights, the initial queue and the shuffle of each step; it must be equal on every
+            rank.
+        asym_bn_group: number of batch-norm groups whose statistics AsymBN computes together; None means all groups,
+            that is processes times `bn_splits`.
+        bn_splits: number of batch-norm groups on this process. Each group is normalised as if it had its own GPU.
 
     Buffers: `queue` (dim x K, each column of norm 1) and `queue_ptr` (long, shape 1, the column to write next).
     """
@@ -51,7 +53,7 @@ class MoCo(nn.Module):
     ):
         super().__init__()
         self.K, self.m, self.T, self.seed, self.bn_splits = K, m, T, seed, bn_splits
-        self.step = 0  # used only if the caller gives no step; it is not saved
+        self.step = 0  # used only if the caller gives no step; not in the state dict
 
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
@@ -65,24 +67,28 @@ class MoCo(nn.Module):
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     def forward(self, im_q, im_q_mini, im_k, step=None):
-        """One step of Algorithm 1.
+        """One step of Algorithm 1. Every rank must call it, with the same N.
 
         Args:
-            im_q: list of source batches, each N x 3 x H x W.
-            im_q_mini: list of smaller source batches (MultiCrop), each N x 3 x h x w; may be empty.
-            im_k: list of target batches, each N x 3 x H x W; the encodings of several are averaged (MeanEnc).
+            im_q: list with one batch per source view, each N x 3 x H x W, float32, normalised.
+            im_q_mini: list with one batch per small source view (MultiCrop), each N x 3 x h x w; may be empty.
+            im_k: list with one batch per target view, each N x 3 x H x W. If there are several, the encodings of each
+                image are averaged over its views (MeanEnc).
             step: the global step, a non-negative integer; if None, the model counts its own calls.
 
         Returns:
             (logits, labels): two lists with one entry per source view, those of `im_q` first. Each entry of logits is
             N x (1 + K), the positive key first; each entry of labels is N zeros (long).
+
+        Raises:
+            ValueError: B is larger than K, or `bn_splits` does not divide N.
         """
         step = self.step if step is None else step
         q = [*self.encode_queries(im_q), *self.encode_queries(im_q_mini)]  # queries: N x C per view
         self.update_momentum_encoder()
-        keys = self.encode_keys(im_k, step)  # keys of all devices: B x C
+        keys = self.encode_keys(im_k, step)  # keys of all processes: B x C
         N = len(im_q[0])
-        k = keys[rank() * N : (rank() + 1) * N]  # keys of this device: N x C
+        k = keys[rank() * N : (rank() + 1) * N]  # keys of this process: N x C
         logits = self.contrast(q, k)  # N x (1 + K) per view
         self.enqueue(keys)
         self.step = step + 1
@@ -92,8 +98,7 @@ class MoCo(nn.Module):
     def encode_queries(self, views):
         """Encodes source views of one size, a list of N x 3 x H x W, to a list of normalised queries, each N x C.
 
-        All views pass the encoder in one forward pass. Batch normalisation still treats each view as a batch of its
-        own, in the order of the list.
+        One forward pass encodes all views. Batch normalisation still treats each view as a separate batch.
         """
         if not views:
             return []
@@ -102,23 +107,31 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def update_momentum_encoder(self):
-        """Sets k = m k + (1 - m) q for all parameters, in one fused update. Buffers of encoder_k do not change."""
+        """Sets k = m k + (1 - m) q for each parameter k of encoder_k and q of encoder_q, but not for their buffers."""
         k, q = (list(encoder.parameters()) for encoder in (self.encoder_k, self.encoder_q))
         torch._foreach_lerp_(k, q, 1 - self.m)
 
     @torch.no_grad()
     def encode_keys(self, im_k, step):
-        """Encodes a list of N x 3 x H x W to the normalised keys of all devices, B x C in global batch order."""
+        """Encodes this process's target views, a list of N x 3 x H x W, and gathers the keys of all processes.
+
+        Returns:
+            B x C, normalised, in the order of the global batch, the same on every rank.
+        """
         shuffle = BatchShuffle(len(im_k), len(im_k[0]), self.seed, step, self.bn_splits)
-        k = self.encoder_k(shuffle.shuffle(torch.cat(im_k)))  # (views N) x C
+        k = self.encoder_k(shuffle.shuffle(torch.cat(im_k)))  # (views * N) x C
         k = at_least_fp32(shuffle.gather_unshuffled(k))  # views x B x C
         k = mean_encoding(k) if len(im_k) > 1 else k[0]  # B x C
         return normalize(k)
 
     def contrast(self, q, k):
-        """Computes [q.k, q.queue] / T: from a list of N x C queries and N x C keys to a list of N x (1 + K) logits."""
+        """Returns the logits [q.k, q.queue] / T of each view, a list of N x (1 + K).
+
+        Args:
+            q: list of queries, each N x C. k: keys, N x C.
+        """
         with torch.autocast(k.device.type, enabled=False):
-            queue = self.queue.to(k.dtype, copy=True)  # a copy, since `enqueue` writes before the backward pass reads
+            queue = self.queue.to(k.dtype, copy=True)  # since `enqueue` changes it before the backward pass
             q = torch.stack(q) / self.T  # views x N x C
             l_pos = (q * k).sum(dim=2, keepdim=True)  # positive logits: views x N x 1
             l_neg = q @ queue  # negative logits, one product for all views: views x N x K

@@ -6,10 +6,13 @@ run needs no saved generator state to repeat what the uninterrupted run would ha
 
 import numpy as np
 
-# The first number of a generator's key. It keeps draws for different purposes independent at equal addresses.
+# The first number of a generator's key. Draws for different purposes are independent, also at the same address.
 SHUFFLE, ORDER, VIEWS, SUBSTITUTES = 1, 2, 3, 4
 
 
 def generator(purpose, seed, *address):
-    """A numpy Generator for this purpose (one of the constants above), seed and address, all non-negative integers."""
+    """A numpy Generator for a purpose (one of the constants above), a seed and an address.
+
+    The address is one or more integers, such as (epoch, image index) or (step). All are non-negative integers.
+    """
     return np.random.default_rng((purpose, seed, *address))

@@ -1,6 +1,6 @@
 """Moving tensors between processes and devices: ranks, collectives, and copies to a device.
 
-Without a process group, one process is the whole world: its rank is 0 and every collective returns its input.
+Without a process group the rank is 0, the world size is 1, and collectives act as they do for a single rank.
 """
 
 import torch
@@ -26,7 +26,7 @@ def world_size():
 
 
 def collective_device():
-    """The device on which the process group's backend expects tensors: the current GPU for NCCL, else the CPU."""
+    """The device on which the backend of the process group expects tensors: the current GPU for NCCL, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
@@ -49,7 +49,7 @@ def from_all(value):
 
 
 def all_gather(x, group=None):
-    """Concatenates `x` (n x ..., the same shape on every rank) of all ranks of `group`, in the order of the ranks.
+    """Concatenates `x` (n x ..., of equal shape on every rank) of all ranks of `group` along its first dimension.
 
     Returns:
         (ranks * n) x ..., without gradient.
@@ -70,5 +70,5 @@ def all_sum(x):
 
 
 def copy_to_device(x, device):
-    """Copies a CPU tensor to `device`. The host does not wait: the tensor is pinned first if `device` is a GPU."""
+    """Copies a CPU tensor to a GPU without making the host wait; for a CPU as `device`, returns the tensor itself."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x

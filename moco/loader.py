@@ -1,7 +1,8 @@
-"""The data loaders: batches of training views and of validation images, and MoCo's transforms for forks.
+"""The two data loaders: batches of training views, and batches of validation images.
 
 The order of the samples and every view are functions of (seed, epoch, index). So a batch does not depend on the number
-of data workers, and a resumed run gets the batches that the uninterrupted run would have got.
+of data workers, and a resumed run gets the batches that the uninterrupted run would have got. `GaussianBlur` and
+`CropsTransform` are MoCo's; they are kept for projects that are derived from this one.
 """
 
 import functools
@@ -22,15 +23,22 @@ from moco.distributed import rank, world_size
 def training_loader(folder, views, batch, seed, workers, drop_last=True, augment_on="cpu", substitutes=None):
     """Makes the DataLoader of the training batches.
 
-    Set `epoch` and `start` of its `batch_sampler` before each iteration. A batch must pass
-    `data.prefetch_to_device.finisher` on its way to the network.
+    Before each epoch, set `epoch` and `start` of its `batch_sampler`. The function that
+    `data.prefetch_to_device.finisher` returns turns each batch into the network's input.
 
     Args:
         folder: an ImageFolder. views: tuple of View.
-        batch: images per step over all processes. seed: the run's seed. workers: data workers of this process.
+        batch: images per step over all processes, which their number must divide.
+        seed: the run's seed. workers: data workers of this process.
         drop_last: as in EpochBatchSampler.
         augment_on: "cpu": Pillow does everything in the data workers; "device": the workers only decode and crop.
         substitutes: a Substitutes for images that can't be decoded, or None.
+
+    Returns:
+        A DataLoader. Its batches are those of RandomViews ("cpu") or RandomCrops ("device") in data/view_datasets.py.
+
+    Raises:
+        BadImageError, TooManyBadImages: during the iteration, if images can't be decoded.
     """
     batches = EpochBatchSampler(len(folder), batch, seed, drop_last)
     if augment_on == "cpu":
@@ -40,7 +48,7 @@ def training_loader(folder, views, batch, seed, workers, drop_last=True, augment
 
 
 def already_a_batch(batch):
-    """The collate function for a dataset that returns whole batches."""
+    """The collate function for a dataset that returns whole batches: returns its argument."""
     return batch
 
 
@@ -52,6 +60,9 @@ def validation_loader(folder, size, batch, workers):
     Args:
         folder: an ImageFolder. size: side of the central crop in pixels.
         batch: images per step of this process. workers: data workers of this process.
+
+    Raises:
+        OSError: during the iteration, if an image can't be decoded.
     """
     first, last = (len(folder) * r // world_size() for r in (rank(), rank() + 1))
     return make_loader(CentralViews(folder, size), workers, sampler=range(first, last), batch_size=batch)
@@ -66,7 +77,11 @@ class SignalSafeLoader(DataLoader):
 
 
 def make_loader(dataset, workers, **batches):
-    """A DataLoader with persistent workers that ignore stop signals and end with this process."""
+    """A DataLoader whose workers persist over epochs, ignore stop signals, and exit with this process.
+
+    Args:
+        dataset: any Dataset. workers: number of data workers. batches: further arguments of DataLoader.
+    """
     return SignalSafeLoader(
         dataset,
         num_workers=workers,
@@ -80,7 +95,7 @@ def make_loader(dataset, workers, **batches):
 
 
 class GaussianBlur:
-    """MoCo v2's PIL transform, a blur of sigma ~ U(sigma[0], sigma[1]) pixels. For forks; training does not use it."""
+    """MoCo v2's PIL transform, a blur of sigma ~ U(sigma[0], sigma[1]) pixels. Training does not use it."""
 
     def __init__(self, sigma=(0.1, 2.0)):
         self.sigma = sigma
@@ -90,7 +105,7 @@ class GaussianBlur:
 
 
 class CropsTransform:
-    """Calls several transforms on one image and returns a list of the results. For forks; training does not use it."""
+    """Calls several transforms on one image and returns a list of the results. Training does not use it."""
 
     def __init__(self, *transforms):
         self.transforms = transforms

@@ -4,14 +4,14 @@ import torch.nn.functional as F
 
 
 def contrastive_loss(logits, labels, full_views=1):
-    """Cross entropy of the full-size view, plus the *mean* cross entropy of the small views of MultiCrop.
+    """Mean cross entropy of the full-size views (usually one), plus mean cross entropy of MultiCrop's small views.
 
-    The loss is not symmetrised: the source's views are the queries, the target's views are the keys. With small views
-    the total weight is 2, since their mean has the same weight as the full-size view.
+    With small views the loss is the sum of two means; it is not divided by 2. The loss is not symmetrised: the
+    source's views are always the queries, and the target's views are always the keys.
 
     Args:
         logits, labels: lists with one entry per source view, N x (1 + K) and N (long), the full-size views first.
-        full_views: the number of full-size views, whose cross entropies are averaged too.
+        full_views: the number of full-size views.
 
     Returns:
         A scalar tensor.

@@ -8,12 +8,16 @@ import torch
 def sgd(params, lr, momentum=0, weight_decay=0):
     """torch.optim.SGD in its fused form, with momentum buffers that exist from the start, as zeros.
 
-    Otherwise the fused update would create them in its first step, and leave them uninitialised if a loss scaler skips
-    that step. On a CPU the fused update gives wrong results if a gradient or a momentum buffer has another memory
-    format than its parameter. Gradients of autograd and these buffers have the same format.
+    Otherwise the fused update would create the buffers in its first step, and leave them uninitialised if a loss
+    scaler skips that step. On a CPU, the fused update gives wrong results if a gradient or a buffer has a memory
+    format different from that of its parameter. Autograd's gradients and these buffers have the format of their
+    parameter.
 
     Args:
-        As torch.optim.SGD.
+        params, lr, momentum, weight_decay: as in torch.optim.SGD.
+
+    Returns:
+        A torch.optim.SGD.
     """
     optimizer = torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, fused=True)
     for group in optimizer.param_groups:
@@ -26,18 +30,18 @@ def sgd(params, lr, momentum=0, weight_decay=0):
 class LARS(torch.optim.SGD):
     """Layer-wise adaptive rate scaling (You et al., arXiv 1708.03888) around SGD with momentum.
 
-    The form of NVIDIA apex's LARC(trust_coefficient, clip=False), which today's apex no longer has: for every
-    parameter, biases too, with ||w|| > 0 and ||g|| > 0
+    It computes what LARC(trust_coefficient, clip=False) of older NVIDIA apex releases computes. For each parameter w
+    with gradient g, biases included, if both norms are greater than 0:
 
         g <- (g + wd w) trust ||w|| / (||g|| + wd ||w|| + 1e-8)
 
-    and then SGD without weight decay. Where a norm is 0 the gradient is left as it is. Its state dict is plain
-    SGD's. The gradients are scaled in place.
+    where wd is the weight decay and trust the trust coefficient. If a norm is 0, g does not change. Then SGD follows,
+    without weight decay. The gradients are changed in place. The state dict is that of torch.optim.SGD.
 
     Args:
         params: iterable of parameters or of groups.
-        lr: global learning rate. momentum, weight_decay: as SGD's.
-        trust_coefficient: the ratio of an update's norm to its parameter's, at lr 1.
+        lr: learning rate. momentum, weight_decay: as in torch.optim.SGD.
+        trust_coefficient: the ratio ||update|| / ||w|| at lr 1 and without momentum.
     """
 
     def __init__(self, params, lr, momentum=0, weight_decay=0, trust_coefficient=0.001):
@@ -46,7 +50,7 @@ class LARS(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update; `closure`, if given, evaluates the loss again and returns it."""
+        """Updates the parameters once; returns the loss of `closure()`, or None without a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -68,11 +72,11 @@ class LARS(torch.optim.SGD):
         w_norm, g_norm = p.norm(), p.grad.norm()
         ratio = self.trust_coefficient * w_norm / (g_norm + decay * w_norm + 1e-8)
         scaled = (p.grad + decay * p) * ratio
-        p.grad.copy_(torch.where((w_norm > 0) & (g_norm > 0), scaled, p.grad))  # no host sync
+        p.grad.copy_(torch.where((w_norm > 0) & (g_norm > 0), scaled, p.grad))  # the host does not wait for the GPU
 
 
 def cosine_lr(base_lr, epoch, epochs):
-    """The learning rate of a 0-based epoch: half a cosine from base_lr to 0, constant within an epoch."""
+    """The learning rate of the 0-based `epoch`: half a cosine from base_lr to 0 over `epochs` epochs."""
     return base_lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 

@@ -13,7 +13,7 @@ def tf32_flags():
 
 def set_tf32_flags(products, convolutions):
     """Sets the two flags that `tf32_flags` returns."""
-    # These older names work with every reader in torch. After `fp32_precision` is set, some readers raise.
+    # All code of torch works with these older flags. If the newer `fp32_precision` is set, some of it raises an error.
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
 
 

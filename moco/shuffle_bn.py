@@ -1,7 +1,7 @@
-"""Shuffled batch normalisation: the target images are permuted over all devices before they are encoded.
+"""Shuffled batch normalisation: the target's images are permuted over all processes before they are encoded.
 
-From MoCo (He et al., arXiv 1911.05722, section 3.3). Without it, a batch-norm group of the target would hold the keys
-of exactly one group of queries, and the network could match them by their shared statistics.
+From MoCo (He et al., arXiv 1911.05722, section 3.3). Without the shuffle, a query and its key would be normalised
+together with the same other images. The batch statistics would then tell which key belongs to which query.
 """
 
 import torch
@@ -14,9 +14,9 @@ from moco.distributed import all_gather, copy_to_device, rank, world_size
 class BatchShuffle:
     """The permutation of one step's target images, and its inverse for the encodings.
 
-    The permutation is a function of (seed, step). Every rank computes it by itself, so no index is sent. It acts on
-    the position `view * B + sample`, where B is the global batch and `sample` is the place in it. Therefore it forms
-    the same batch-norm groups for every number of ranks.
+    The permutation is a function of (seed, step). Every rank computes it, so no index is sent. It permutes the indices
+    `view * B + i`, where B is the size of the global batch and i an index in it. Therefore the batch-norm groups
+    depend only on their total number, not on how they are distributed over ranks.
 
     Args:
         views: target views per image.
@@ -34,7 +34,7 @@ class BatchShuffle:
             self.order = torch.from_numpy(order)  # row j of the shuffled batch is row order[j] of the global batch
 
     def shuffle(self, x):
-        """Sends each row to the rank that encodes it, in one all-to-all.
+        """Sends each row to the rank that encodes it, in one all-to-all. Every rank must call it.
 
         Args:
             x: (views * batch) x ..., this rank's rows, the first view's rows first.
@@ -49,10 +49,10 @@ class BatchShuffle:
         n = self.views * self.batch
         view, sample = self.order // (self.batch * self.world), self.order % (self.batch * self.world)
         owner, row = sample // self.batch, view * self.batch + sample % self.batch
-        # This rank sends its rows in the order of their shuffled positions, hence grouped by receiving rank.
+        # This rank sends its rows in the order of their shuffled positions, so they are grouped by receiver.
         mine = (owner == self.rank).nonzero().squeeze(1)
         sent = torch.bincount(mine // n, minlength=self.world)
-        # What it receives is grouped by the rank that sent it, each group in the order of the positions.
+        # The rows that it receives are grouped by sender, each group in the order of the shuffled positions.
         owners = owner[self.rank * n : (self.rank + 1) * n]
         received = torch.bincount(owners, minlength=self.world)
         arrivals = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -62,7 +62,7 @@ class BatchShuffle:
         return arrivals[copy_to_device(torch.argsort(positions), x.device)]
 
     def gather_unshuffled(self, k):
-        """Gathers the encodings of all ranks and undoes the permutation.
+        """Gathers the encodings of all ranks and undoes the permutation. Every rank must call it.
 
         Args:
             k: (views * batch) x C, the encodings of this rank's rows of the shuffled batch.

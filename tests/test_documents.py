@@ -108,7 +108,7 @@ def test_the_worked_example_of_a_predictor():
 def test_a_plain_batch_normalisation_in_a_head_is_refused():
     model = with_predictor()
     model.predictor = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
-    with pytest.raises(TypeError, match=r"predictor\.1 is a plain BatchNorm1d; pass its module through split_batch"):
+    with pytest.raises(TypeError, match=r"layer 'predictor\.1' is a BatchNorm1d; call split_batchnorm"):
         model.encode_queries([torch.randn(4, 3, 12, 12)])
 
 

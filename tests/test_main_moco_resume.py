@@ -112,7 +112,7 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys, monkeypatch):
     assert "--start-epoch is 0, but the checkpoint" in refused("--start-epoch", "0")
     assert "--enable-mean-encoding is True" in refused("--enable-mean-encoding")
     assert "--batch-size times the nodes is 24" in refused("-b", "24")
-    assert "of shape (128, 64)" in refused("--moco-k", "96", "--force")
+    assert "has the shape (128, 64)" in refused("--moco-k", "96", "--force")
     assert "--arch resnet18, not resnet34" in refused("-a", "resnet34", "--force")
     log = run("--resume", str(tmp_path / "checkpoint__0000.pth.tar"), "--lr", "0.5", "--force", "-p", "1")
     assert "1 of 2 epochs are done" in log and "Epoch: [1][1/2]" in log and "Epoch: [0]" not in log

@@ -1,7 +1,7 @@
-"""AsymBN (paper, section 4.4): the target's projector normalises over many devices, the source's over one device.
+"""AsymBN (paper, section 4.4): the target's projector computes its batch statistics over several batch-norm groups.
 
-A device is one batch-norm group here. If a process normalises its batch in several groups (`moco/batchnorm.py`), each
-group counts as a device.
+In the paper a group is the batch of one GPU. Here a process may have several groups (`splits`, see `batchnorm.py`).
+The source's projector normalises each group separately.
 """
 
 import torch
@@ -15,34 +15,36 @@ from moco.precision import at_least_fp32
 
 
 def check_group(size, processes, splits=1):
-    """Refuses a group size that does not divide the devices, or that would cut a process's devices apart.
+    """Checks that `size` divides the number of all batch-norm groups, and is a multiple or a divisor of `splits`.
 
     Args:
-        size: devices per group; a size above the number of devices means all devices.
-        processes: number of processes. splits: devices per process.
+        size: batch-norm groups that share their statistics; a size above the number of all groups means all.
+        processes: number of processes. splits: batch-norm groups per process.
 
     Raises:
         ValueError: the size does not fit; the message names the sizes that do.
     """
-    devices = processes * splits
-    sizes = [n for n in range(1, devices + 1) if devices % n == 0 and (n % splits == 0 or splits % n == 0)]
-    if size < devices and size not in sizes:
-        what = (
-            f"{devices} BN groups without cutting through a process's {splits}" if splits > 1 else f"{devices} devices"
-        )
+    groups = processes * splits
+    sizes = [n for n in range(1, groups + 1) if groups % n == 0 and (n % splits == 0 or splits % n == 0)]
+    if size < groups and size not in sizes:
+        rule = f", and be a multiple or a divisor of --bn-splits {splits}" if splits > 1 else ""
         raise ValueError(
-            f"--asym-bn-group {size} does not divide the {what}; give one of {', '.join(map(str, sizes))}"
+            f"--asym-bn-group {size} must divide {groups}, the number of batch-norm groups{rule}; give one of "
+            f"{', '.join(map(str, sizes))}"
         )
 
 
 def synchronize_projector(projector, size=None, splits=1):
-    """Replaces each batch normalisation of `projector` by one over `size` devices, in place.
+    """Replaces each batch-norm layer of `projector`, in place, by one that shares its statistics.
 
-    Every rank must call this function. Parameters, statistics and state-dict names do not change.
+    `size` consecutive batch-norm groups share them. Every rank must call this function. Parameters, running statistics
+    and state-dict names do not change.
 
     Args:
-        projector: a module. size: devices per group; neighbours form a group. None, or a size above the number of
-            devices, means all devices. splits: devices per process.
+        projector: a module. size: as for `check_group`; None means all groups. splits: batch-norm groups per process.
+
+    Returns:
+        `projector`.
 
     Raises:
         ValueError: as `check_group`.
@@ -56,9 +58,9 @@ def synchronize_projector(projector, size=None, splits=1):
 
 
 def process_group(size):
-    """The process group of `size` neighbouring ranks that this rank belongs to; None if it would hold all ranks.
+    """The process group of `size` consecutive ranks that this rank belongs to; None if it would hold all ranks.
 
-    Every rank must call this function.
+    `size` must divide the number of ranks. Every rank must call this function.
     """
     world = world_size()
     if size == world:
@@ -69,11 +71,12 @@ def process_group(size):
 class SyncTargetBatchNorm1d(nn.BatchNorm1d):
     """nn.BatchNorm1d whose training statistics are taken over all ranks of `group`.
 
-    It computes what torch.nn.SyncBatchNorm computes, running statistics included, but on any device. The target takes
+    It computes what torch.nn.SyncBatchNorm computes, running statistics included, but on any device. The target gets
     no gradient, so one small gather of means and variances suffices. Every rank must hold the same number of samples.
 
     Args:
-        group: the process group to synchronise over; None means all processes. The others are nn.BatchNorm1d's.
+        group: the process group to synchronise over; None means all processes.
+        args, kwargs: as for nn.BatchNorm1d.
     """
 
     def __init__(self, *args, group=None, **kwargs):

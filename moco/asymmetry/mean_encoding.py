@@ -4,7 +4,7 @@ from dataclasses import replace
 
 
 def mean_encoding_plan(plan):
-    """Doubles the target's views; the source's views do not change."""
+    """Doubles the number of the target's views. `plan` is a ViewPlan; a changed copy is returned."""
     return replace(plan, target=plan.target * 2)
 
 

@@ -12,10 +12,14 @@ FULL_SCALE = (0.14, 1.0)  # replaces the base recipe's (0.2, 1) for the full-siz
 def multicrop_plan(plan, mini_size=96):
     """Adds six small views to the source and changes the crop scale of both sides' full-size views.
 
-    A full-size view keeps its scale if another design has changed it already (AsymAug's target).
+    A view whose scale is not that of the base recipe keeps it, as the target's view with AsymAug does. So the order in
+    which the designs are applied does not matter.
 
     Args:
         plan: a ViewPlan. mini_size: side of the small views in pixels.
+
+    Returns:
+        A ViewPlan.
     """
 
     def rescale(views):

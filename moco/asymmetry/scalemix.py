@@ -9,7 +9,7 @@ from moco.views.augment_with_pillow import paste
 
 
 def scalemix_plan(plan):
-    """Mixes the source's full-size views; the small views of MultiCrop do not change."""
+    """Makes each full-size view of the source a mix of two draws of its recipe; small views do not change."""
     return replace(plan, source=tuple(replace(view, mix_box=mix_box) for view in plan.source))
 
 
@@ -39,19 +39,20 @@ def mix_box(height, width, u):
 
 
 def scalemix(view1, view2):
-    """Mixes two views of one image, or two batches with the same box. For forks; training draws its boxes itself.
+    """Mixes two views of one image, or two batches of views; all images of a batch then share the box.
 
-    The box is drawn from torch's global generator.
+    Training does not use this function. It is kept for projects that are derived from this one. The box is drawn from
+    torch's global generator.
 
     Args:
         view1, view2: ... x H x W, of equal shape.
 
     Returns:
-        A new tensor of that shape: `view1` with a box of `view2`.
+        A new tensor of that shape: `view1`, in which a box comes from `view2`.
 
     Raises:
         ValueError: the shapes differ.
     """
     if view1.shape != view2.shape:
-        raise ValueError(f"scalemix needs two views of one shape, got {tuple(view1.shape)} and {tuple(view2.shape)}")
+        raise ValueError(f"scalemix needs two views of equal shape, got {tuple(view1.shape)} and {tuple(view2.shape)}")
     return paste(view1, view2, mix_box(*view1.shape[-2:], torch.rand(3, dtype=torch.float64).tolist()))

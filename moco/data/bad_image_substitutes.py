@@ -1,4 +1,4 @@
-"""--on-bad-image skip: replaces an image that can't be decoded by another one, and keeps a list of the bad images."""
+"""--on-bad-image skip: uses another image instead of one that can't be decoded, and lists the bad images in a file."""
 
 import os
 
@@ -21,6 +21,9 @@ class Substitutes:
 
     Args:
         folder: an ImageFolder. seed: the run's seed. path: where the list is kept.
+
+    Attributes:
+        limit: number of bad images that a run tolerates.
     """
 
     def __init__(self, folder, seed, path):
@@ -38,7 +41,8 @@ class Substitutes:
             (what `load` returned, the index of the image that it decoded).
 
         Raises:
-            TooManyBadImages: more images can't be decoded than `self.limit`.
+            TooManyBadImages: more than `limit` images can't be decoded.
+            OSError: as `load` raises it, if the system and not the image is at fault.
         """
         choices, shown = None, index
         while True:
@@ -71,9 +75,10 @@ class Substitutes:
                     file.write(os.fsencode(path) + b"\n")
             except OSError as trouble:
                 say(f"warning: can't write {self.path!r}: {trouble.strerror}", True)
-            say(f"warning: {error}; another takes its place ({len(listed)} so far, {self.limit} at most)", True)
+            count = f"{len(listed)} bad so far, limit {self.limit}"
+            say(f"warning: {error}; another image is used instead ({count})", True)
         if len(listed) > self.limit:
             raise TooManyBadImages(
-                f"{len(listed)} images can't be decoded, more than {self.limit}; they are listed in {self.path!r}: "
-                "mend or remove them, and delete the list"
+                f"{len(listed)} images can't be decoded, more than {self.limit}; they are listed in {self.path!r}; "
+                "repair or remove them, and delete the list"
             )

@@ -14,8 +14,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 class ImageFolder:
     """The images of `root/CLASS/**`, in the order and with the labels of torchvision's ImageFolder.
 
-    The list is kept in three arrays instead of Python objects. The reference counts of Python objects would copy the
-    list into every data worker (PyTorch issue 13246).
+    The list is kept in three arrays instead of Python objects. With Python objects, each data worker would update
+    reference counts, and thereby copy the memory that it shares with the others (PyTorch issue 13246).
 
     Attributes:
         root: the folder.
@@ -24,12 +24,13 @@ class ImageFolder:
 
     Raises:
         FileNotFoundError: `root` is missing or has no class folders, or a class has no image.
+        OSError: a folder can't be read.
     """
 
     def __init__(self, root):
         self.root = os.fspath(root)
         if not os.path.isdir(self.root):
-            raise FileNotFoundError(f"no folder {self.root!r}; it must hold one folder of images a class")
+            raise FileNotFoundError(f"no folder {self.root!r}; it must hold one folder of images per class")
         arrays = file_list_cache.load(self.root)
         if arrays is None:
             started = time.time_ns()
@@ -47,11 +48,11 @@ class ImageFolder:
         return os.path.join(self.root, os.fsdecode(self._paths[start:end].tobytes()))
 
     def load(self, index):
-        """Decodes image `index` to a Pillow image in mode RGB; raises as `decode_to_pil`."""
+        """Decodes image `index` to a Pillow image in mode RGB; raises the errors of `decode_to_pil`."""
         return decode_to_pil(self.path(index))
 
     def load_tensor(self, index):
-        """Decodes image `index` to H x W x 3, uint8, with the pixels of `load`; raises as `decode_to_tensor`."""
+        """Decodes image `index` to H x W x 3, uint8, the pixels of `load`; raises the errors of `decode_to_tensor`."""
         return decode_to_tensor(self.path(index))
 
 
@@ -59,8 +60,9 @@ def list_images(root):
     """Walks the class folders of `root` and lists their images.
 
     Returns:
-        arrays: a dict of `paths` (uint8, all paths relative to `root`, concatenated), `ends` (int64, 0 and then where
-            each path ends), `labels` (int32) and `classes` (uint8, the names separated by zero bytes).
+        arrays: a dict of `paths` (uint8, all paths relative to `root`, concatenated), `ends` (int64, length n + 1: 0,
+            then the offset at which each path ends), `labels` (int32) and `classes` (uint8, the names separated by
+            zero bytes).
         folders: for the cache, a list of (folder relative to `root`, its state before it was listed).
 
     Raises:
@@ -69,7 +71,7 @@ def list_images(root):
     folders = [(b".", file_list_cache.state_of(root, b"."))]
     classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     if not classes:
-        raise FileNotFoundError(f"no class folders in {root!r}; it must hold one folder of images a class")
+        raise FileNotFoundError(f"no class folders in {root!r}; it must hold one folder of images per class")
     paths, ends, labels = bytearray(), [0], []
     for label, name in enumerate(classes):
         before = len(labels)

@@ -1,8 +1,8 @@
 """A cache on disk for the list of an image folder, so that a million files are not listed at every start.
 
 The cache lies in `asym-siam` in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache), never among the data. A cached
-list records every folder that was walked together with its state (see `state_of`). It is used only while none of these
-states has changed. A stale or damaged cache is ignored, and a cache that can't be written only costs time.
+list records, for every visited folder, its state (see `state_of`). It is used only while none of these states has
+changed. A stale or damaged cache is ignored, and a cache that can't be written only costs time.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import numpy as np
 
 DIGEST_BYTES = 32
 FORMAT = b"1"  # version of the arrays; a cache of another version has another file name
-SETTLED = 2.0  # seconds; a folder that changed more recently may change again without a new time stamp
+SETTLED = 2.0  # seconds; a second change within this time may get the time stamp of the first
 
 
 def cache_file(root):
@@ -48,7 +48,8 @@ def load(root):
 def store(root, arrays, folders, started):
     """Writes a list to the cache.
 
-    Nothing is written if a folder changed so shortly before the listing that a later change might keep its time stamp.
+    Nothing is written if a folder changed less than SETTLED seconds before the listing. Another change could then get
+    the same time stamp and remain undetected.
 
     Args:
         arrays: dict of numpy arrays without objects.

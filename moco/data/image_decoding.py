@@ -12,15 +12,15 @@ from PIL import Image
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # deprecated since torchvision 0.29
+except ImportError:  # it is deprecated since torchvision 0.29 and will be removed
     decode_jpeg = None
 
 JPEG = b"\xff\xd8\xff"
-# Decided by the file's content, whatever its extension. Pillow's other readers are not for photographs, and one of
-# them starts another program.
+# The format is recognised by the file's content, not by its extension. Pillow's other readers are not for photographs,
+# and its reader for EPS runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 LARGEST = 2**30  # bytes of a file
-MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow refuses to decode more; this project refuses to make more
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow decodes no larger image, and this project resizes to no larger one
 
 # Errors of the system, not of the file: a failing disk or server, too many open files, no memory.
 PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -34,7 +34,7 @@ def decode_to_pil(path):
     """Decodes an image file to a Pillow image in mode RGB, whatever the file's mode.
 
     Raises:
-        BadImageError: the file can't be decoded, or is larger than any real photograph.
+        BadImageError: the file can't be decoded, or has more than LARGEST bytes or MOST_PIXELS pixels.
         OSError: the file can't be read at the moment, for example because a disk fails. Both messages name the file.
     """
     try:
@@ -58,26 +58,26 @@ def decode_to_tensor(path):
         with open_image(path) as file:
             data = file.read()
         if data.startswith(JPEG) and decode_jpeg is not None:
-            Image.open(io.BytesIO(data), formats=("JPEG",))  # checks the header, which may promise terabytes of pixels
+            Image.open(io.BytesIO(data), formats=("JPEG",))  # checks the header, which may declare too many pixels
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             return decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).contiguous()
     except Exception:
-        pass  # torchvision refuses CMYK and more; Pillow decides, and its error says what is wrong
+        pass  # torchvision refuses CMYK and some other files; Pillow decides, and its error says what is wrong
     return TF.pil_to_tensor(decode_to_pil(path)).permute(1, 2, 0).contiguous()
 
 
 def open_image(path):
-    """Opens a file for reading bytes.
+    """Opens a file for reading and returns a binary file object.
 
     Raises:
-        OSError: the file can't be opened, is not a regular file (a pipe would block, a device never end), or is too
-            large.
+        OSError: the file can't be opened, is too large, or is not a regular file. (Reading a pipe might block, and
+            reading a device file might never end.)
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
         if status.st_size > LARGEST:
             raise OSError(f"it has {status.st_size} bytes, more than {LARGEST}")
     except OSError:

@@ -1,4 +1,4 @@
-"""From a loader's batch to the network's input; a GPU copies and augments the next batch while a step runs."""
+"""Turns a loader's batch into the network's input. A GPU copies and augments the next batch while a step runs."""
 
 import torch
 

@@ -12,7 +12,8 @@ class EpochBatchSampler:
     """Batch sampler whose global batch of step t is a function of (seed, epoch, t).
 
     Each process takes a contiguous share of the global batch. It yields this share as a list of (epoch, index) pairs.
-    Set `epoch`, and `start` to begin within an epoch, before each iteration.
+    Before each epoch, set `epoch`. To begin within an epoch, set `start` to the 0-based first step; `len` does not
+    change.
 
     Args:
         length: number of images in the data set.

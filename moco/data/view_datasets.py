@@ -17,7 +17,7 @@ from moco.views.random_parameters import draw_view, uniforms_needed
 class RandomDataset(Dataset):
     """Base of the two training datasets: an ImageFolder whose views are drawn anew in each epoch.
 
-    An item's address is (epoch, index), so that persistent data workers know the epoch.
+    An item is requested by the pair (epoch, index), so that persistent data workers know the epoch.
 
     Args:
         folder: an ImageFolder. views: tuple of View. seed: the run's seed.
@@ -34,10 +34,10 @@ class RandomDataset(Dataset):
     def draws(self, epoch, index, width, height):
         """Draws the random parameters of an image's views: a list with one Draw per view.
 
-        A substitute is drawn with the address of the image that it replaces.
+        The views of a substitute use the random numbers of the image that it replaces.
 
         Args:
-            width, height: size of the decoded image in pixels.
+            epoch, index: of the image that was requested. width, height: size of the decoded image in pixels.
         """
         u = generator(VIEWS, self.seed, epoch, index).random(self.ends[-1]).tolist()
         starts = [0, *self.ends]
@@ -60,7 +60,8 @@ class RandomDataset(Dataset):
 class RandomViews(RandomDataset):
     """The reference path (`--augment-on cpu`): Pillow makes the finished views in the data workers.
 
-    An item is (views, label): a list with one 3 x size x size tensor (uint8) per View, and an int.
+    An item is (views, label): a list with one 3 x size x size tensor (uint8) per View, and an int. A substitute has
+    its own label.
     """
 
     def __getitem__(self, address):
@@ -98,7 +99,7 @@ class RandomCrops(RandomDataset):
 
 
 def shared_empty(*shape):
-    """An uninitialised uint8 tensor. In a data worker it is in shared memory, so it is not copied on its way out."""
+    """An uninitialised uint8 tensor. In a data worker it lies in shared memory, so sending it needs no copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
@@ -106,17 +107,15 @@ def shared_empty(*shape):
 
 
 class CentralViews(Dataset):
-    """For validation: resizes each image's shorter side to 256 pixels and takes the central 224 x 224 crop.
+    """For validation: resizes the shorter side to size * 256 / 224 pixels, then takes the central size x size crop.
 
     An item, addressed by its index, is (view, label): 3 x size x size (uint8), and an int.
 
     Args:
-        folder: an ImageFolder.
-        size: side of the crop in pixels; the resize is in proportion (256 / 224).
+        folder: an ImageFolder. size: side of the crop in pixels.
 
     Raises:
-        OSError: on access to an image that can't be decoded, or that is so long that resizing it would fill the
-            memory.
+        OSError: on access to an image that can't be decoded, or that would have too many pixels after the resize.
     """
 
     def __init__(self, folder, size=224):
@@ -131,7 +130,8 @@ class CentralViews(Dataset):
             width, height = image.size
             path = self.folder.path(index)
             raise OSError(
-                f"the image {path!r} of {width} x {height} pixels is too long to be resized to {side} a side"
+                f"the image {path!r} of {width} x {height} pixels is too long: with its shorter side resized to "
+                f"{side} pixels, it would have more than {MOST_PIXELS} pixels"
             )
         image = TF.resize(image, side)
         return TF.pil_to_tensor(TF.center_crop(image, [self.size, self.size])), int(self.folder.labels[index])

@@ -11,15 +11,15 @@ import time
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # what asks a run to stop
 SHARED = "/dev/shm"  # where the batches of the data workers lie
-# torch's words for a data worker that a signal ended because of shared memory, or for a file that it could not make.
+# Matches torch's messages if shared memory is full: a worker that SIGBUS ended, or a file that can't be made there.
 NO_SHARED_MEMORY = re.compile(r"DataLoader worker.*Bus error|</torch_\d+.*>.*(No space left|Cannot allocate)")
 
 
 @contextlib.contextmanager
 def stop_signals_held():
-    """A context in which stop signals wait, for this thread and for processes that it forks.
+    """Context manager that blocks stop signals in this thread and in processes that it forks.
 
-    A process that is forked meanwhile receives them only after it has set up its own handling.
+    A forked process receives them later, when it has set up its own handling.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -29,17 +29,21 @@ def stop_signals_held():
 
 
 def start_worker(parent, _number):
-    """The first function that a data worker runs: ties its life to the process `parent`, which started it."""
+    """The first function that a data worker runs: makes it ignore stop signals and exit with its parent.
+
+    Args:
+        parent: process id of the process that started it. _number: the worker's number, which torch passes.
+    """
     obey_only(parent)
-    if os.getppid() != parent:  # the parent died before torch began to look for it
+    if os.getppid() != parent:  # the parent died before torch's own check for it began
         os._exit(1)
 
 
 def obey_only(parent):
     """Makes this process, a data worker, ignore all stop signals except a SIGTERM from its parent.
 
-    A scheduler signals every process of a job. A data worker that died from it would end the run before the run could
-    save itself. Call this in a process that was forked under `stop_signals_held`.
+    A scheduler signals every process of a job. If a data worker died from the signal, the run would end before it
+    could write a checkpoint. Call this in a process that was forked under `stop_signals_held`.
 
     Args:
         parent: process id of the parent.
@@ -68,16 +72,16 @@ def obey_only(parent):
 
 
 def cause_of_death(error):
-    """What to do about a dead data worker, if `error` or an exception behind it reports one; otherwise None."""
+    """Why a data worker died and what to do, if `error` or an exception in its chain reports a death; else None."""
     while error is not None:
         text = str(error)
         if NO_SHARED_MEMORY.search(text):
             size = f" ({shutil.disk_usage(SHARED).total / 1e9:.1f} GB here)" if os.path.isdir(SHARED) else ""
             return (
-                f"a data worker ran out of shared memory: enlarge {SHARED}{size}, in a container by --shm-size or "
-                "--ipc=host, or give fewer --workers"
+                f"a data worker ran out of shared memory: enlarge {SHARED}{size} (in a container by --shm-size or "
+                "--ipc=host), or give fewer --workers"
             )
         if "DataLoader worker" in text and "is killed by signal: Killed" in text:
-            return "a data worker was killed, by the system if memory is short; give fewer --workers"
+            return "a data worker was killed, probably because the memory was full; give fewer --workers"
         error = error.__cause__ or error.__context__
     return None

@@ -1,4 +1,4 @@
-"""Crash-safe writing of a checkpoint: under its name there is always a complete file, the old one or the new one."""
+"""Crash-safe writing of a checkpoint: the file with its name is never incomplete, also after a power cut."""
 
 import contextlib
 import os

@@ -17,8 +17,9 @@ THREAD = "checkpoint"  # name of the writing thread
 class BackgroundWriter:
     """Writes one checkpoint at a time; a context manager that waits for the last write at its end.
 
-    `save` copies the state before it returns, since the next step changes it. If a write fails, the file before it
-    stays and a warning is printed. The run ends only if two writes in a row fail, or if the last write fails.
+    `save` copies the state before it returns, since the next step changes it. If a write fails, a warning is printed
+    and the previous version of the file stays. The run ends only if two writes in a row fail, or if the last write
+    fails.
 
     Args:
         last: path of the checkpoint that the run was resumed from, or None.
@@ -29,7 +30,7 @@ class BackgroundWriter:
 
     def __init__(self, last=None):
         self.thread, self.error, self.failed, self.complaints = None, None, False, []
-        self.jobs = []  # (checkpoint, paths, files to remove afterwards): the newest, then what failed before
+        self.jobs = []  # (checkpoint, paths, files to remove afterwards): the newest job, then those that failed
         self.newest, self.last = None, last
 
     def __enter__(self):
@@ -46,8 +47,8 @@ class BackgroundWriter:
     def save(self, checkpoint, *paths, remove=()):
         """Copies `checkpoint`, starts to write it to each of `paths`, and then removes the files `remove`.
 
-        First it waits for the previous write. Files of that write which failed are tried again, unless they are among
-        `paths`. The last of `paths` is written last; a failure to write it counts as a failed checkpoint.
+        First it waits for the previous write. Files that could not be written then are tried again, unless `paths`
+        replaces them. The last of `paths` is written last; a failure to write it counts as a failed checkpoint.
 
         Raises:
             CheckpointError: the previous write failed, and so did the one before it.
@@ -82,21 +83,21 @@ class BackgroundWriter:
         self.jobs = [job for job in self.jobs if job[1]]
 
     def wait(self):
-        """Waits for the current write; raises as `save`."""
+        """Waits for the current write; raises the errors of `save`."""
         if self.thread is None:
             return
         self.thread.join()
         self.thread = None
         for line in self.complaints:
-            say(f"warning: {line}; it is tried again")
+            say(f"warning: {line}; it is tried again with the next checkpoint")
         error, self.error, self.complaints = self.error, None, []
         if error is None:
             self.failed = False
             return
         if self.failed:
-            raise CheckpointError(f"{error}; nor could the checkpoint before it, so the run ends here")
+            raise CheckpointError(f"{error}; the checkpoint before it could not be written either, so the run ends")
         self.failed = True
-        say(f"warning: {error}; the file before it is kept, and the run ends if the next write fails too")
+        say(f"warning: {error}; the previous file is kept, and the run ends if the next write fails, too")
 
     def last_path(self):
         """Waits for the current write; returns the path of the newest complete checkpoint, or None."""
@@ -105,7 +106,7 @@ class BackgroundWriter:
         return self.last
 
     def close(self):
-        """Waits for the last write and tries once more what failed; raises as `save`."""
+        """Waits for the last write and tries once more what failed; raises the errors of `save`."""
         self.wait()
         if self.jobs:
             self._begin()
@@ -137,6 +138,6 @@ def warn_if_disk_too_small(folder, size, files):
     if needed > free:
         say(
             f"warning: the checkpoints of this run will take about {needed / 1e9:.1f} GB, and {folder!r} has "
-            f"{free / 1e9:.1f} GB free; give --keep N, or another --output-dir",
+            f"{free / 1e9:.1f} GB free; give another --output-dir or, in main_moco.py, --keep N",
             True,
         )

@@ -16,7 +16,7 @@ def read(path, check=True):
     """Reads a checkpoint to the CPU.
 
     Args:
-        check: whether to compare the file's checksums. Without it, tensors are read only when they are used.
+        check: whether to check the file against its checksums. Without it, tensors are read only when they are used.
 
     Raises:
         CheckpointError: the file is missing, unreadable or damaged, or its content is no checkpoint.
@@ -34,12 +34,12 @@ def read(path, check=True):
         raise CheckpointError(f"the checkpoint {path!r} holds a {type(checkpoint).__name__}, not a dict")
     for key, part in (("state_dict", checkpoint.get("state_dict", {})), ("options", checkpoint.get("options", {}))):
         if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
-            raise CheckpointError(f"the checkpoint {path!r} has a {key!r} that is not a dict of names")
+            raise CheckpointError(f"the checkpoint {path!r} has a {key!r} that is not a dict with names as keys")
     return checkpoint
 
 
 def check_intact(path):
-    """Compares the checksums in a file, which torch does not do. Files of torch before 1.6 have none.
+    """Checks a file against the checksums that it holds, which torch does not do. Files before torch 1.6 have none.
 
     Raises:
         CheckpointError: a checksum differs, or the file is no complete archive.
@@ -56,7 +56,7 @@ def check_intact(path):
 
 
 def check_numbers(checkpoint, path):
-    """Raises CheckpointError if a number that a resume relies on is no integer of its range."""
+    """Raises CheckpointError if a count, the seed or a size in a checkpoint is not an integer of its allowed range."""
     options = checkpoint.get("options", {})
     numbers = [(checkpoint, "epoch", 0), (checkpoint, "step", 0), (checkpoint, "processes", 1)]
     for where, key, low in [*numbers, (options, "seed", 0), (options, "total_batch", 1), (options, "bn_splits", 1)]:
@@ -66,7 +66,7 @@ def check_numbers(checkpoint, path):
 
 
 def newest_intact(paths):
-    """The path of the newest intact checkpoint, by the epoch and step inside; None if there is none.
+    """The path of the newest intact checkpoint, by the epoch and step that it holds; None if there is none.
 
     A damaged checkpoint is skipped with a warning. Tensors are read only as far as needed.
     """
@@ -88,7 +88,7 @@ def newest_intact(paths):
 
 
 def read_on_all_ranks(path):
-    """Returns what `read` returns on every rank. Only rank 0 reads the file; it sends the bytes to the others."""
+    """Reads a checkpoint on rank 0 and returns it on every rank. It must have passed `read` before."""
     if not is_initialized():
         return read(path)
     device = collective_device()

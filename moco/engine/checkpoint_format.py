@@ -1,4 +1,4 @@
-"""What a checkpoint file holds: the keys of the published checkpoints, and those that a resume needs besides.
+"""What a checkpoint file holds: the keys of the published checkpoints, and further keys for a resume.
 
 The published keys are `epoch` (number of finished epochs), `arch`, `state_dict` (each name with the prefix `module.`,
 as DistributedDataParallel saves it) and `optimizer`. This project adds `options`, `step`, `processes` and more.
@@ -41,7 +41,7 @@ def progress_of(checkpoint):
 
 
 def bn_batch_of(checkpoint):
-    """How many images batch normalisation saw at a time when `checkpoint` was written; None if it does not say."""
+    """How many images batch normalisation saw at a time before `checkpoint` was written; None if that is unknown."""
     if not {"processes", "options"} <= checkpoint.keys():
         return None
     stored = checkpoint["options"]

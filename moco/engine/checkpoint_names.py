@@ -33,14 +33,14 @@ class CheckpointNames:
         return self._path(f"{self.prefix}_{LAST}")
 
     def of_best(self):
-        """The path of the best epoch's checkpoint."""
+        """The path of the best epoch's checkpoint; `best` must not be None."""
         return self._path(self.best)
 
     def _path(self, name):
         return os.path.join(self.folder, name + ENDING)
 
     def pattern(self):
-        """A regular expression for all names that this script writes. Its group is the epoch or LAST."""
+        """A regular expression for all names that this script writes. Its group is the epoch, LAST or None."""
         epoch = rf"_(\d{{4,}}|{LAST})" if self.numbered else rf"(?:_({LAST}))?"
         others = f"|{re.escape(self.best + ENDING)}" if self.best else ""
         return rf"{re.escape(self.prefix)}{epoch}{re.escape(ENDING)}{others}"
@@ -66,9 +66,9 @@ class CheckpointNames:
         return [path for path, name in self.resumable().items() if isinstance(name, int) and name <= epoch - keep]
 
     def files_to_come(self, epochs, keep):
-        """How many more files a run of `epochs` further epochs adds to the folder, for the check of the disk space."""
+        """The number of files that the remaining `epochs` epochs will create, for the check of the disk space."""
         existing = self.resumable().values()
         if not self.numbered:
             return 2 + (self.best is not None) - len(existing)
-        files = min(keep or epochs, epochs) + 1  # and the one within an epoch
+        files = min(keep or epochs, epochs) + 1  # 1 for the checkpoint within an epoch
         return files - (len(existing) if keep else LAST in existing)

@@ -11,7 +11,7 @@ from moco.pipe_safe_print import first_line
 
 
 def check_resume(args, launch, build, candidates, any_options=False):
-    """Refuses a checkpoint that --resume can't continue, and takes the seed from it if none is given.
+    """Refuses a checkpoint that --resume can't continue. Without --seed, `args.seed` becomes the checkpoint's seed.
 
     Only global rank 0 reads the file. For "auto", `args.resume` becomes the newest intact candidate, or None.
 
@@ -37,9 +37,9 @@ def check_resume(args, launch, build, candidates, any_options=False):
         args.seed = checkpoint.get("options", {}).get("seed", secrets.randbits(31))
     force = args.force or any_options
     compared = result_options(args)
-    checkpoint.get("options", {}).setdefault("bn_splits", 1)  # files from before that flag do not have it
+    checkpoint.get("options", {}).setdefault("bn_splits", 1)  # older files were written before that flag existed
     if checkpoint.get("processes") != launch.world:
-        compared.pop("bn_splits", None)  # another number of processes may need another value; the start reports both
+        compared.pop("bn_splits", None)  # it may have to change with the number of processes; the start says so
     check_resumable(checkpoint, args.resume, *build(), compared, force)
     if not force and args.start_epoch not in (None, checkpoint["epoch"]):
         raise ValueError(
@@ -53,7 +53,7 @@ def check_resumable(checkpoint, path, model, optimizer, options, force=False):
 
     Args:
         checkpoint: as `read` returns it. path: for the messages.
-        model, optimizer: a trial pair, built as the run's; their values are overwritten.
+        model, optimizer: temporary ones, built like those of the run; their values are overwritten.
         options: dict of every option that changes results; each one that the file has too is compared.
         force: whether options may differ.
 
@@ -71,13 +71,13 @@ def check_resumable(checkpoint, path, model, optimizer, options, force=False):
     saved, wanted = checkpoint["state_dict"], state_dict_of(model)
     for name in sorted(saved.keys() ^ wanted.keys()):
         what = f"lacks the tensor {name}" if name in wanted else f"has the tensor {name}, which this model lacks"
-        raise CheckpointError(f"the checkpoint {path!r} {what}; is it of this script?")
+        raise CheckpointError(f"the checkpoint {path!r} {what}; was it written by this script?")
     for name, tensor in wanted.items():
         shape = tuple(getattr(saved[name], "shape", ()))
         if shape != tensor.shape:
             raise CheckpointError(
-                f"the checkpoint {path!r} has {name} of shape {shape}, this run of {tuple(tensor.shape)}; give the "
-                "flags that it was trained with"
+                f"{name} has the shape {shape} in the checkpoint {path!r}, but {tuple(tensor.shape)} in this run; "
+                "give the flags that the checkpoint was trained with"
             )
     _check_optimizer(checkpoint["optimizer"], path, optimizer)
     try:
@@ -90,7 +90,7 @@ def check_resumable(checkpoint, path, model, optimizer, options, force=False):
         if name in options and (type(options[name]) is not type(value) or options[name] != value):
             raise CheckpointError(
                 f"{label(name)} is {options[name]}, but the checkpoint {path!r} was trained with {value}; "
-                "give that value, or --force to continue with another"
+                "use the setting of the checkpoint, or give --force to continue with this one"
             )
 
 
@@ -109,10 +109,13 @@ def _check_optimizer(saved, path, optimizer):
 
 
 def restore(checkpoint, model, optimizer, scaler=None):
-    """Loads the weights, the optimizer's state and, if both have one, the loss scaler's state.
+    """Loads the weights, the optimizer's state and, if the checkpoint has one, the state of the loss scaler.
 
-    The optimizer keeps the hyper-parameters of the command line. Its momentum takes the memory format of its
-    parameter, because a fused update needs equal formats; published files are NCHW.
+    The optimizer keeps the hyper-parameters of the command line. Each momentum buffer is stored in the memory format
+    of its parameter, because a fused update needs equal formats; published files are NCHW.
+
+    Args:
+        checkpoint: as `read` returns it. model: a module. optimizer: its optimizer. scaler: a GradScaler or None.
     """
     model.load_state_dict({n.removeprefix(PREFIX): t for n, t in checkpoint["state_dict"].items()})
     ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]

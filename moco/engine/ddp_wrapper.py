@@ -1,4 +1,4 @@
-"""Wraps the model in DistributedDataParallel: sends no buffers, and fixes the order of summation from the start."""
+"""Wraps the model in DistributedDataParallel: sends no buffers, and keeps the order of summation constant."""
 
 import hashlib
 import inspect
@@ -16,11 +16,11 @@ NO_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _ddp_arguments
 def data_parallel(model, device, loss_of):
     """Wraps `model` so that its gradients are averaged over all processes; with one process, returns it unchanged.
 
-    Buffers are not sent during training; rank 0's buffers are the ones that are saved. Every step must use the same
-    parameters.
+    Buffers are not sent during training; rank 0's buffers are the ones that are saved. In every step the same set of
+    parameters must get gradients.
 
     Args:
-        model: the same on every rank. device: of the model.
+        model: equal on every rank. device: the model's device.
         loss_of: called as `loss_of(net)` twice, on every rank; returns a scalar that depends on the same parameters as
             the real loss.
 
@@ -37,7 +37,7 @@ def data_parallel(model, device, loss_of):
 
 
 def check_equal(tensors):
-    """Compares a dict of tensors over all ranks, bit by bit.
+    """Compares a dict from name to tensor over all ranks, bit by bit.
 
     Raises:
         RuntimeError: on every rank, if a tensor differs anywhere; the message names it.
@@ -49,11 +49,13 @@ def check_equal(tensors):
     for r, theirs in enumerate(everywhere := from_all(digests)):
         for name, digest in everywhere[0].items():
             if theirs.get(name) != digest:
-                raise RuntimeError(f"{name} differs between rank 0 and rank {r}; all ranks must start alike")
+                raise RuntimeError(
+                    f"{name} differs between rank 0 and rank {r}; all ranks must start from equal values"
+                )
 
 
 def fix_bucket_layout(net, loss_of):
-    """Takes two passes without effect, so that the gradient buckets of `net` have their final layout.
+    """Runs two forward and backward passes, so that the gradient buckets of `net` get their final layout.
 
     DDP rearranges its buckets after its first backward pass, and with a static graph after its second. With 3 or more
     processes the layout decides the order of summation. Without these passes, the first steps after a resume would sum
@@ -65,6 +67,6 @@ def fix_bucket_layout(net, loss_of):
     """
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for _ in range(2):
-        loss_of(net).backward()  # DDP orders its buckets as these gradients arrive
+        loss_of(net).backward()  # DDP orders its buckets in the order in which these gradients arrive
         net.zero_grad(set_to_none=True)
     net.load_state_dict(before)

@@ -23,7 +23,7 @@ class JsonLog:
     """Appends lines to `log.jsonl`; a resumed run appends to the same file. The file can be read at any time.
 
     Args:
-        folder: where the file lies; None writes nothing, as on all ranks except rank 0.
+        folder: where the file lies. Give None on all ranks except rank 0; then nothing is written.
     """
 
     def __init__(self, folder):
@@ -50,7 +50,7 @@ class JsonLog:
         Call it on every rank.
 
         Args:
-            place: (finished epochs, finished steps of the next epoch) at this start.
+            args: the options. device: of this process. place: (finished epochs, finished steps of the next epoch).
         """
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         processes = from_all((socket.gethostname(), name))

@@ -19,7 +19,8 @@ class Launch:
         mode: "alone" (this process, without a process group), "spawn" (this process starts them), or "torchrun" (it
             has started this process).
         nodes: number of nodes. node: 0-based number of this node. local: processes on this node.
-        backend: of the process group. url: where the processes meet; None means a temporary file on this node.
+        backend: backend of the process group. url: address of the rendezvous; None means a temporary file on this
+            node.
         gpu: the one device to use, or None.
         has_rank_0: whether this process is global rank 0 or is going to start it.
     """
@@ -40,7 +41,7 @@ class Launch:
 
 
 def plan_launch(args, env=os.environ):
-    """Decides how to launch, from the parsed flags and the environment. Starts nothing.
+    """Decides how to launch, from the parsed flags `args` and the environment `env`; returns a Launch.
 
     Raises:
         LaunchError: the flags contradict each other, or this machine lacks the devices.
@@ -66,7 +67,9 @@ def plan_launch(args, env=os.environ):
         )
     spawn = args.multiprocessing_distributed or args.nproc is not None
     if spawn and args.gpu is not None:
-        raise LaunchError("--gpu picks one device, --multiprocessing-distributed and --nproc use many; leave one out")
+        raise LaunchError(
+            "--gpu can't be combined with --multiprocessing-distributed or --nproc; give only one of them"
+        )
     if not spawn and args.world_size == 1:
         if args.dist_url is not None:
             raise LaunchError("--dist-url needs --multiprocessing-distributed, --nproc or --world-size beside it")
@@ -96,7 +99,7 @@ def _plan_torchrun(args, env, backend, gpus):
     if rest:
         raise LaunchError(
             f"torchrun started {env['WORLD_SIZE']} processes in all, but {local} on this node; every node must run "
-            "equally many"
+            "the same number of processes"
         )
     rank = int(env["RANK"])
     return Launch("torchrun", nodes, rank // local, local, backend, "env://", has_rank_0=rank == 0)

@@ -25,26 +25,27 @@ from moco.engine.watchdog import WRITE, Watchdog
 from moco.pipe_safe_print import say
 
 RENDEZVOUS = 600  # seconds for all processes to arrive, if the caller gives no time-out
-# Seconds that the other processes of a node get to end by themselves after one failed; rank 0 may be writing.
+# After one process of a node failed, the others are killed after so many seconds. Rank 0 may be writing a checkpoint.
 PATIENCE = WRITE + 30.0
 
 
 def start_processes(worker, plan, *args, timeout=None):
     """Calls `worker(device, *args)` in every process of this node and waits for all of them.
 
-    If one process dies, the others are ended and this process exits with code 1. Stop signals are passed on.
+    If one process dies, the others are ended and this process exits with code 1. Stop signals are passed on; after
+    one, this process exits with code 143.
 
     Args:
-        worker: a module-level function. plan: a Launch.
-        timeout: seconds within which every process must arrive, and then report progress to the watchdog again and
-            again; None for a worker that reports no progress.
+        worker: a module-level function. plan: a Launch. args: arguments for `worker`.
+        timeout: seconds. Every process must arrive within this time, and later report progress to the watchdog at
+            least this often. With None, progress is not checked, and the processes have 600 s to arrive.
     """
     if plan.mode == "alone":
         worker(_device(plan.gpu or 0), *args)
     elif plan.mode == "torchrun":
         _join_group(int(os.environ["LOCAL_RANK"]), worker, plan, timeout, None, None, None, args)
     else:
-        # Below the folder that data workers inherit for their sockets, so that nothing remains if a process is killed.
+        # This folder lies in multiprocessing's temporary folder, which is removed even if a process is killed.
         with tempfile.TemporaryDirectory(dir=multiprocessing.util.get_temp_dir()) as folder, _noted() as signals:
             lost = mp.get_context("spawn").RawValue("b", 0)  # has no lock that a dead process could hold
             arguments = (worker, plan, timeout, folder, lost, os.getpid(), args)
@@ -83,7 +84,7 @@ def _supervise(processes, received, lost, first_rank):
     if first is None:
         return 0
     code = processes[first].exitcode
-    if code == EXIT_CODE or -code in STOP_SIGNALS:  # the latter if a signal came before there was anything to save
+    if code == EXIT_CODE or -code in STOP_SIGNALS:  # -code: the signal came before the run listened for it
         return EXIT_CODE
     if code < 0:
         name = signal.Signals(-code).name
@@ -92,7 +93,7 @@ def _supervise(processes, received, lost, first_rank):
 
 
 def _first_to_fail(processes):
-    """The index of a failed process, or None; one that a signal ended comes first, since it makes the others fail."""
+    """The index of a failed process, or None. One that a signal ended is preferred: its end makes the others fail."""
     failed = [(process.exitcode > 0, i) for i, process in enumerate(processes) if process.exitcode]
     return min(failed)[1] if failed else None
 

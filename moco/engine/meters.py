@@ -8,7 +8,8 @@ from moco.pipe_safe_print import say
 class AverageMeter:
     """The last value of a quantity and its average over all updates.
 
-    Values are numbers, or scalar tensors on any device. A tensor is read only when the meter is printed.
+    Values are numbers, or scalar tensors on any device. A tensor is read only when the meter is printed. `fmt` is a
+    colon and a format for both numbers.
     """
 
     def __init__(self, name, fmt=":f"):
@@ -32,7 +33,11 @@ class AverageMeter:
 
 
 class ProgressMeter:
-    """Prints a log line: the step within the epoch, the meters, then any further columns."""
+    """Prints a log line: the step within the epoch, the meters, then any further columns.
+
+    Args:
+        batches: steps of an epoch. meters: AverageMeters. prefix: beginning of each line.
+    """
 
     def __init__(self, batches, meters, prefix=""):
         digits = len(str(batches))
@@ -49,7 +54,7 @@ def correct(output, target, topk=(1,)):
 
     Args:
         output: N x classes. target: N, long.
-        topk: the values of k; one above the number of classes counts as the number of classes.
+        topk: the values of k; a k larger than the number of classes is treated as the number of classes.
 
     Returns:
         A list with one tensor of N bools per k.
@@ -61,5 +66,5 @@ def correct(output, target, topk=(1,)):
 
 @torch.no_grad()
 def accuracy(output, target, topk=(1,)):
-    """The percentage of samples that are `correct`: a list with one scalar tensor per k. Arguments as there."""
+    """The percentage of samples that are `correct`, a list with one scalar tensor per k; arguments as of `correct`."""
     return [hit.float().mean() * 100 for hit in correct(output, target, topk)]

@@ -6,7 +6,7 @@ from moco.distributed import all_gather, from_rank_0
 
 
 class NonfiniteGuard:
-    """Remembers on the device the first step of an epoch whose loss was not finite, so that no step waits for it.
+    """Stores, on the device, the first step of the epoch with a loss that is not finite. No step waits for the loss.
 
     Args:
         loader: the training loader, which knows the images of a step.
@@ -20,20 +20,20 @@ class NonfiniteGuard:
         self.first = None
 
     def see(self, loss, step):
-        """Notes a step's loss (a scalar tensor of this process); `step` counts within the epoch. Call in each step."""
+        """Call in each step, with its loss (a scalar tensor of this process) and its 0-based number in the epoch."""
         if self.first is None:
             self.first = torch.full_like(loss, -1, dtype=torch.long)
         self.first = torch.where((self.first < 0) & ~loss.detach().isfinite(), step, self.first)
 
     def check(self, weights=False):
-        """Compares the notes of all ranks and waits for the device. Call on every rank, and before each checkpoint.
+        """Collects the results of all ranks and waits for the device. Call on every rank, before each checkpoint too.
 
         Args:
             weights: whether to check the parameters, too; an update may break them before a loss shows it.
 
         Raises:
-            FloatingPointError: on every rank, if a loss of any rank or a parameter is not finite. The message says
-                where, and for a loss from which images.
+            FloatingPointError: on every rank, if a loss of any rank or a parameter is not finite. The message gives
+                the epoch; for a loss also the step, the rank and the images.
         """
         parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
         first = torch.tensor(-1, device=parameters[0].device) if self.first is None else self.first
@@ -54,7 +54,7 @@ class NonfiniteGuard:
             )
         step, rank = min(bad)
         substituted = getattr(self.loader.dataset, "substitutes", None)
-        whose = "its images, some of which may be substitutes:" if substituted else "its images:"
+        whose = "its images (or images used instead of bad ones):" if substituted else "its images:"
         images = "\n  ".join(folder.path(index) for _, index in batches.addresses(step, rank))
         raise FloatingPointError(
             f"the loss of rank {rank} is not finite in step {step} of epoch {batches.epoch}, at learning rate {lr:g}; "

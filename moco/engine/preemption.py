@@ -1,8 +1,8 @@
 """Stop signals (SIGTERM, SIGINT, SIGUSR1): all processes agree on a step after which they save and stop.
 
-A scheduler that preempts a job, `kill` and Ctrl-C may signal one process, or all of them, or all and once more through
-a launcher. The first signal is remembered, and between steps the processes tell each other whether they received one.
-A second signal, 2 seconds later or more, ends the process at once, whatever it is waiting for.
+Signals come from a scheduler, from `kill` or from Ctrl-C. They may reach one process or all, and some processes twice,
+directly and through their launcher. The first signal is remembered, and between steps the processes exchange whether
+they received one. A signal that comes 2 seconds later, or more, ends the process at once, whatever it is waiting for.
 """
 
 import multiprocessing
@@ -22,8 +22,8 @@ from moco.pipe_safe_print import say
 
 EXIT_CODE = 143  # a shell's exit code for a process that SIGTERM ended
 END = b"\0"  # not the number of any signal
-ECHO = 2.0  # seconds within which a second signal counts as the first one, which arrived on two ways
-INTERVAL = 5.0  # seconds between two comparisons at most, if steps are short enough
+ECHO = 2.0  # a signal within so many seconds after the first is taken for a copy of the first
+INTERVAL = 5.0  # longest time in seconds between two exchanges, unless a single step takes longer
 
 
 class Stopped(SystemExit):
@@ -34,10 +34,11 @@ class StopListener:
     """A context manager that listens for stop signals.
 
     Args:
-        steps: greatest number of steps between two comparisons of the ranks.
+        steps: greatest number of steps between two exchanges.
 
     Attributes:
-        number: of the signal that this process received or, after all have agreed, that some process received; else 0.
+        number: the number of the signal, 0 before there is one. Before the agreement it is the signal of this process;
+            after it, the signal of any process.
         agreed: whether all ranks have agreed to stop.
     """
 
@@ -69,19 +70,22 @@ class StopListener:
     def _listen(self):
         since = None
         while END not in (numbers := os.read(self.reader, 256)):
-            for number in (n for n in numbers if n in STOP_SIGNALS):  # the end of a data worker arrives here, too
+            for number in (n for n in numbers if n in STOP_SIGNALS):  # others come too, as SIGCHLD
                 if since is None:
                     since, self.number = time.monotonic(), number
                     if rank() == 0:
-                        how = f"{signal_name(number)}: the run stops after a step, with a checkpoint"
-                        say(f"{how}; the same signal again, {ECHO:g} s from now or later, ends it at once")
+                        how = (
+                            f"{signal_name(number)}: the run saves a checkpoint after one of the next steps and stops"
+                        )
+                        say(f"{how}; another signal, at least {ECHO:g} s from now, ends it at once")
                 elif time.monotonic() - since > ECHO:
                     end_at_once(EXIT_CODE)
 
     def asked(self, now=False):
-        """Whether the run shall stop here, the same on every rank. Call between steps, equally often on every rank.
+        """Whether the run shall stop here; the answer is the same on every rank.
 
-        The ranks compare every so many steps, or `now`. Each then waits for the others and for its device.
+        Call it between steps, equally often on every rank. Every few steps, or at once if `now`, the ranks exchange
+        whether they received a signal. The exchange waits for all ranks and their devices.
         """
         if self.agreed:
             return True

@@ -30,7 +30,7 @@ def backbone_of(checkpoint, path):
 
 
 def backbone_for(model, checkpoint, path, arch):
-    """The tensors of a checkpoint that a torchvision network needs, all except `fc`; checked but not loaded.
+    """Takes the backbone, all tensors except `fc`, out of a checkpoint, and checks that it fits a torchvision network.
 
     Args:
         model: a network of the architecture `arch`, with any classifier.

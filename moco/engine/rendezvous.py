@@ -17,12 +17,12 @@ class RendezvousError(RuntimeError):
 def rendezvous(url, rank, world, timeout):
     """Waits until all processes have arrived; returns a torch.distributed store that only they share.
 
-    The place may have been used before, by an attempt that torchrun restarted or by a run that crashed. Therefore each
-    process asks for this run's token under a name that no process has used before, and rank 0 answers.
+    The address may still hold data of an earlier run that crashed or that torchrun restarted. Therefore each process
+    writes a request under a new random key, and rank 0 answers with this run's token.
 
     Args:
-        url: tcp://HOST:PORT, where rank 0 listens; file:///PATH; or env://, torchrun's place.
-        rank, world: of this process, and the number of processes. timeout: in seconds.
+        url: tcp://HOST:PORT, where rank 0 listens; file:///PATH; or env://, the address that torchrun sets.
+        rank: global rank of this process. world: number of processes. timeout: in seconds.
 
     Raises:
         RendezvousError: a rank did not arrive in time, or expects another number of processes.
@@ -35,7 +35,7 @@ def rendezvous(url, rank, world, timeout):
             mine = uuid.uuid4().hex
             store.set(f"request/{store.add('requests', 1)}", mine)
             token, theirs = store.get(f"answer/{mine}").decode().split()
-    except RuntimeError as error:  # a time-out of torch's stores is one, too
+    except RuntimeError as error:  # a time-out of torch's stores is also a RuntimeError
         reason = first_line(error)
         if rank == 0:
             raise RendezvousError(
@@ -81,7 +81,7 @@ def _receive(place, url, world, timeout):
 def _missing(store, url, world, timeout):
     missing = ", ".join(str(r) for r in range(world) if not store.check([f"arrived/{r}"]))
     return (
-        f"of {world} processes rank {missing or '0'} did not arrive at {url} within --timeout {timeout:g} s; is every "
+        f"rank {missing or '0'} of {world} processes did not arrive at {url} within --timeout {timeout:g} s; is every "
         "node started, with the same --dist-url?"
     )
 

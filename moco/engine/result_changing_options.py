@@ -1,4 +1,4 @@
-"""Which options change a run's result, and the comparison of those options over ranks."""
+"""Which options change a run's result. A checkpoint stores them, and all ranks must have the same ones."""
 
 from moco.distributed import from_all
 
@@ -9,7 +9,7 @@ FREE = {
     *("multiprocessing_distributed", "nproc", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
     *("pretrained", "evaluate", "fast", "save_every", "keep", "timeout", "on_bad_image"),
 }
-# Those of them that must be equal on all ranks, because they decide which collectives the ranks call.
+# Options of FREE that must still be equal on all ranks, because they decide which collectives the ranks call.
 COMMON = {"print_freq", "save_every", "start_epoch", "evaluate", "on_bad_image", "timeout"}
 DEPENDENT = {"asym_bn_group": "enable_asym_bn", "mini_crop_size": "enable_multicrop"}  # no effect if that flag is off
 LABELS = {  # stored options that are not exactly one flag
@@ -20,7 +20,7 @@ LABELS = {  # stored options that are not exactly one flag
 
 
 def label(name):
-    """How messages call a stored option."""
+    """The name that messages use for a stored option."""
     return LABELS.get(name, "--" + name.replace("_", "-"))
 
 
@@ -31,7 +31,9 @@ def result_options(args):
 
 
 def check_same_options(args):
-    """Compares over all ranks what changes the result or the collectives; command lines of nodes may differ.
+    """Checks that the options that change the result or the collectives are equal on all ranks.
+
+    They can differ by mistake, since each node is started with a command line of its own.
 
     Raises:
         RuntimeError: on every rank, if an option differs; the message names it and both values.

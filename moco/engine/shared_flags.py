@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows each default that is a real value."""
+    """Shows the default of each flag, unless it is None, False or empty."""
 
     def _get_help_string(self, action):
         silent = any(action.default is value for value in (None, False, ""))
@@ -42,7 +42,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def number(kind, low=-math.inf, high=math.inf, exclusive=False):
-    """Makes a converter for argparse: to a finite int or float within [low, high], or (low, high] if `exclusive`."""
+    """Makes a converter for argparse: to a finite int or float within [low, high], or (low, high] if `exclusive`.
+
+    The converter raises ArgumentTypeError, with the bounds, for any other text.
+    """
 
     def convert(text):
         try:

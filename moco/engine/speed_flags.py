@@ -1,6 +1,6 @@
-"""The speed flags: --augment-on, --precision, --compile, and --fast, which turns on all that this machine can do.
+"""The speed flags: --augment-on, --precision, --compile, and --fast, which sets all of them for this machine.
 
-They change the results only within rounding errors, or to results of equal distribution.
+With another value, results differ only by rounding, or as they do between two random seeds.
 """
 
 import argparse
@@ -87,7 +87,8 @@ def check_compiler(capability):
     """Raises ValueError if torch.compile lacks what it needs; `capability` as for `check_precision`."""
     if capability and capability < COMPILES:
         raise ValueError(
-            f"--compile needs a GPU of compute capability 7.0, not {'.'.join(map(str, capability))}; give --no-compile"
+            "--compile needs a GPU of compute capability 7.0 or higher, not "
+            f"{'.'.join(map(str, capability))}; give --no-compile"
         )
     if capability and importlib.util.find_spec("triton") is None:
         raise ValueError("--compile needs the package triton on a GPU; install it, or give --no-compile")

@@ -18,11 +18,12 @@ def parse_and_check(parser, prepare, argv=None, least=1):
     Args:
         parser: a Parser with the shared flags.
         prepare: called as `prepare(args, launch)` for the checks of the script itself; raises ValueError or OSError if
-            one fails. What it returns is passed on.
+            one fails.
         least: number of images that each process needs in a batch.
 
     Returns:
-        (args, launch, what `prepare` returned). `args.seed` is set on the node of global rank 0.
+        (args, launch, what `prepare` returned). `args.seed` is set where `launch.has_rank_0`; elsewhere it may be
+        None. `args.total_batch` is the batch of all nodes.
     """
     args = parser.parse_args(argv)
     try:
@@ -37,7 +38,7 @@ def parse_and_check(parser, prepare, argv=None, least=1):
             )
         if args.start_epoch is not None and args.start_epoch >= args.epochs:
             raise ValueError(
-                f"--start-epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}, since it counts from 0"
+                f"--start-epoch {args.start_epoch} must be smaller than --epochs {args.epochs}, since it counts from 0"
             )
         prepared = prepare(args, launch)
         if launch.has_rank_0 and args.seed is None:
@@ -96,7 +97,7 @@ def prepare_output(names, launch):
 
 
 def workers_per_process(workers, processes):
-    """Data workers of one process: its share of --workers, which counts for the node and is limited by its cores."""
+    """The data workers of one process: --workers, at most the node's cores, divided by its processes, rounded up."""
     return math.ceil(min(workers, cores()) / processes)
 
 

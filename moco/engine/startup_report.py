@@ -6,21 +6,24 @@ from moco.engine.launch_plan import cores
 from moco.pipe_safe_print import say
 
 PAPERS_BATCH = 32  # images per batch-norm group: 256 on 8 GPUs
-WAIT_WORTH_A_WORD = 0.2  # share of the time spent waiting for data
-STEPS_TO_JUDGE = 100
+WAIT_TO_REPORT = 0.2  # share of the time spent waiting for data
+STEPS_TO_JUDGE = 100  # steps before the advice
 
 
 def report(args, launch, device, start, workers):
     """Prints the seed, the devices and, after a resume, how much is done.
 
     Args:
+        args: the options. launch: a Launch. device: of this process.
         start: (finished epochs, finished steps of the next epoch). workers: data workers per process.
     """
     if args.fast is not None:
-        print(f"fast: {' '.join(args.fast) or 'nothing, since every flag of it was given'}")
+        print(f"fast: {' '.join(args.fast) or 'nothing, since every speed flag was given'}")
     print(f"seed: {args.seed}")
     gpus = torch.cuda.device_count()
-    name = f"{torch.cuda.get_device_name(device)}, {gpus} here" if device.type == "cuda" else f"CPU, {cores()} cores"
+    name = (
+        f"{torch.cuda.get_device_name(device)}, {gpus} visible" if device.type == "cuda" else f"CPU, {cores()} cores"
+    )
     group = f", {launch.backend}" if launch.backend else ""
     print(f"devices: {launch.world} x {device.type} ({name}{group}), {workers} data workers each")
     if args.resume:
@@ -43,7 +46,7 @@ def batchnorm_report(splits, processes, total_batch, earlier=None):
     plural = "s" * (processes * splits > 1)
     line = f"batch normalisation: {processes * splits} group{plural} of {batch} images"
     if batch != PAPERS_BATCH and groups and total_batch % PAPERS_BATCH == 0 and groups % processes == 0:
-        line += f"; the paper's runs had groups of {PAPERS_BATCH}: --bn-splits {groups // processes}"
+        line += f"; --bn-splits {groups // processes} would give groups of {PAPERS_BATCH}, as in the paper"
     if earlier not in (None, batch):
         line += f"\nnote: before the resume it saw {earlier} images at a time"
         if total_batch % (earlier * processes) == 0:
@@ -55,9 +58,9 @@ def advise(timer, augment_on, workers):
     """Prints a line of advice if much of the time so far went into waiting for data.
 
     Args:
-        timer: a StepTimer. augment_on, workers: values of the flags.
+        timer: a StepTimer. augment_on, workers: values of the flags --augment-on and --workers.
     """
     share = timer.share_waited()
-    if share > WAIT_WORTH_A_WORD:
+    if share > WAIT_TO_REPORT:
         ways = ["--augment-on device"] * (augment_on == "cpu") + ["more --workers"] * (workers < cores())
         say(f"note: {share:.0%} of the time is spent waiting for data; try {' or '.join(ways) or 'more CPU cores'}")

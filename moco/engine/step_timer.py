@@ -11,8 +11,8 @@ from moco.engine.meters import AverageMeter
 class StepTimer:
     """Splits an epoch's time, in seconds, into waiting for data and the rest.
 
-    On a GPU a step is only queued, so the host may wait for a batch while the device is still busy. There, the waiting
-    time is the device's idle time: from the end of a step until the next batch has arrived.
+    On a GPU a step is only queued, so the host may wait for a batch while the device is still busy. For a GPU the
+    waiting time is therefore the device's idle time: from the end of a step until the next batch has arrived.
 
     Args:
         device: where the steps run; None means the CPU.
@@ -50,7 +50,7 @@ class StepTimer:
             self.step_end = _event()
 
     def share_waited(self):
-        """The share of the time so far that went into waiting for data. On a GPU this call waits for the device."""
+        """The share of the time so far, 0 to 1, spent waiting for data. On a GPU this call waits for the device."""
         for end, arrival in self.gaps:
             arrival.synchronize()
             self.idle += end.elapsed_time(arrival) / 1000
@@ -58,7 +58,7 @@ class StepTimer:
         return (self.idle if self.on_gpu else self.data_time.sum) / max(self.batch_time.sum, 1e-9)
 
     def outlook(self, batches_left):
-        """Two columns of the log line: the time left for that many batches, and the share of time spent waiting."""
+        """Two columns of the log line: the time that `batches_left` batches will take, and the share spent waiting."""
         left = timedelta(seconds=round(self.batch_time.avg * batches_left))
         return f"Left {left}", f"Wait {self.share_waited():4.0%}"
 

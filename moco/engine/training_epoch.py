@@ -10,7 +10,7 @@ from moco.pipe_safe_print import say
 
 
 class Epoch:
-    """One epoch. The log shows the share of the batch that global rank 0 sees, as MoCo's does.
+    """One epoch. Losses and accuracies in the log are those of rank 0's part of the batch, as in MoCo.
 
     Args:
         run: the Run. number: the 0-based epoch.
@@ -31,8 +31,8 @@ class Epoch:
     def steps(self):
         """Yields (global step, images, labels) for each step of this process.
 
-        Images are a list with one batch per view, N x 3 x size x size, normalised; labels are N, long; both on the
-        device.
+        The global step is 0-based. Images are a list with one batch per view, N x 3 x size x size, float32,
+        normalised; labels are N, long; both are on the device.
         """
         run, start = self.run, self.run.loader.batch_sampler.start
         watchdog.at(self.number, start, watchdog.DATA)
@@ -44,12 +44,14 @@ class Epoch:
             watchdog.at(self.number, self.step + 1, watchdog.DATA)
 
     def report(self, loss, acc1, acc5):
-        """Call after each step: logs, checks and saves if it is time for that.
-
-        If the run was asked to stop, it writes a checkpoint and ends this process.
+        """Call after each step: logs, checks the loss and saves, whenever it is time for that.
 
         Args:
-            loss, acc1, acc5: scalar tensors of this process; read only if something is printed or written.
+            loss, acc1, acc5: scalar tensors of this process, accuracies in percent; read only if something is printed.
+
+        Raises:
+            FloatingPointError: a loss or weight is not finite. CheckpointError: checkpoints can't be written.
+            Stopped: the run was asked to stop, and the checkpoint is written.
         """
         run, args, i = self.run, self.run.args, self.step
         for meter, value in ((self.loss, loss), (self.top1, acc1), (self.top5, acc5)):
@@ -76,7 +78,7 @@ class Epoch:
     def report_validation(self, i):
         """Call after step `i` of the epoch's validation, equally often on every rank.
 
-        A run that is stopped here repeats the validation after its resume.
+        A run that is stopped here repeats the validation when it is resumed. Raises the errors of `report`.
         """
         run = self.run
         watchdog.at(self.number, self.length + i, watchdog.STEP)
@@ -90,6 +92,9 @@ class Epoch:
 
         Args:
             val_acc1: the validation accuracy in percent, if there was a validation; decides on the best checkpoint.
+
+        Raises:
+            FloatingPointError, CheckpointError: as `report`.
         """
         run = self.run
         run.guard.check(weights=True)

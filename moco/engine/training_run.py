@@ -1,4 +1,4 @@
-"""A run: everything around the training loop of both scripts that is not in the paper.
+"""A run: the parts of both scripts that the paper does not describe.
 
 The scripts say what is trained. A Run makes the processes agree on the options, restores a checkpoint, wraps the model
 in DistributedDataParallel, and saves, logs and stops the run.
@@ -33,6 +33,9 @@ def start_run(train, args, launch, names, *folders):
     Args:
         train: a module-level function. args: the checked options. launch: a Launch. names: a CheckpointNames.
         folders: ImageFolders.
+
+    Raises:
+        SystemExit: a process failed (code 1), or the run was asked to stop (code 143).
     """
     start_processes(_one_process, launch, train, args, launch, names, folders, timeout=args.timeout)
 
@@ -59,6 +62,9 @@ class Run:
         workers: data workers of this process. scaler: the loss scaler, which has an effect only with fp16.
         place: (finished epochs, finished steps of the next epoch) at the start.
         best_acc1: the best validation accuracy so far in percent; None if the script has no best checkpoint.
+
+    Raises:
+        RuntimeError: options differ between ranks.
     """
 
     def __init__(self, device, args, launch, names):
@@ -95,7 +101,7 @@ class Run:
         return startup_report.batchnorm_report(args.bn_splits, self.launch.world, args.total_batch, earlier)
 
     def loader_options(self, folder):
-        """The keyword arguments of `training_loader` that flags of both scripts decide; `folder` is an ImageFolder."""
+        """Keyword arguments for `training_loader` that depend on the shared flags; `folder` is an ImageFolder."""
         args = self.args
         substitutes = substitutes_for(folder, args.on_bad_image, args.seed, args.output_dir)
         return {"augment_on": args.augment_on, "substitutes": substitutes}
@@ -107,8 +113,14 @@ class Run:
             model, optimizer: as the script built them.
             loss_of_noise: called as `loss_of_noise(net, n)`; returns the loss of n random images, for the passes that
                 DistributedDataParallel needs before the first step.
-            fewest: the smallest n that the model takes. If kernels are compiled or chosen for a batch size, n is the
-                batch size of a process.
+            fewest: the smallest n that the model accepts, which is used on a CPU without --compile. Otherwise n is the
+                real batch size of a process, so that the compiled or chosen kernels fit.
+
+        Returns:
+            The model in DistributedDataParallel, or with one process the model itself.
+
+        Raises:
+            RuntimeError: the ranks do not start from equal tensors.
         """
         if self.checkpoint:
             restore(self.checkpoint, model, optimizer, self.scaler)
@@ -122,7 +134,8 @@ class Run:
         """Yields an Epoch for each epoch that is left, and ends this process if the run was asked to stop.
 
         Args:
-            loader: of `loader.training_loader`. finish: of `data.prefetch_to_device.finisher`.
+            loader: the DataLoader of `loader.training_loader`.
+            finish: the function of `data.prefetch_to_device.finisher`.
         """
         args, (first, start) = self.args, self.place
         self.loader, self.finish = loader, finish
@@ -142,9 +155,10 @@ class Run:
                 self.leave()
 
     def save(self, paths, epoch, step=0, remove=()):
-        """Starts to write a checkpoint of `epoch` epochs and `step` steps to each of `paths`; rank 0 writes.
+        """Starts to write a checkpoint; only rank 0 writes.
 
         Args:
+            paths: where to write it. epoch: finished epochs. step: finished steps of the next epoch.
             remove: paths of files to remove afterwards.
         """
         if rank() == 0:
@@ -159,9 +173,9 @@ class Run:
         self.save([self.names.within_epoch()], epoch, step)
 
     def leave(self):
-        """Ends this process after a stop signal, when the last checkpoint is written."""
+        """Waits until the last checkpoint is written, then raises Stopped, which ends this process."""
         self.writer.close()
-        path = from_rank_0(self.writer.last)  # all ranks wait here; the launcher would end those that stay behind
+        path = from_rank_0(self.writer.last)  # all ranks wait for rank 0, so that all end together
         if rank() == 0:
             signal = signal_name(self.stop.number)
             self.log.write("stop", signal=signal, checkpoint=path)

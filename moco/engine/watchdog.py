@@ -1,10 +1,10 @@
 """Watchdog: ends a hung run and names the ranks that block it.
 
-A collective waits for every process. If one process is stuck, the others would wait until torch's own time-out and
-then not know for which rank; with NCCL they would be in a call that no exception reaches. Therefore a thread in each
-process watches the training loop. It ends the process if the loop makes no progress for too long, if another process
-of the run failed, or if a process of this node died. The threads communicate through the store of the rendezvous, not
-through collectives.
+A collective waits for every process. If one process is stuck, the others would wait until torch's own time-out, and
+then they would not know which one is stuck. With NCCL, they are inside a call that a Python exception can't interrupt.
+Therefore a thread in each process watches the training loop. It ends the process if the loop makes no progress for too
+long, if another process of the run failed, or if a process of this node died. The threads communicate through the
+store of the rendezvous, not through collectives.
 """
 
 import contextlib
@@ -16,9 +16,10 @@ from moco.engine.checkpoint_background_writer import THREAD
 from moco.engine.preemption import Stopped, end_at_once
 from moco.pipe_safe_print import say
 
-LOOK, GRACE = 2.0, 4.0  # seconds: between two checks; for an answer, or for a process to end by itself
+LOOK = 2.0  # seconds between two checks
+GRACE = 4.0  # seconds to wait for an answer, or for a process to end by itself
 WRITE = 60.0  # seconds that an ending process waits for a checkpoint that is being written
-KEEPER = "the process that keeps the run's store, rank 0 or torchrun's,"
+KEEPER = "the process that hosts the rendezvous store (rank 0, or the agent of torchrun)"
 DATA, STEP = 0, 1  # phases of a step: waiting for data, and everything after that
 
 _current = None  # this process's Watchdog
@@ -28,7 +29,7 @@ def at(epoch, step, phase):
     """Tells this process's watchdog, if there is one, how far the training loop has come. It costs almost nothing.
 
     Args:
-        epoch, step: numbers that grow in the same way on all ranks. phase: DATA or STEP.
+        epoch, step: 0-based numbers that grow in the same way on all ranks. phase: DATA or STEP.
     """
     if _current is not None:
         _current.place, _current.moved = (epoch, step, phase), time.monotonic()
@@ -39,7 +40,7 @@ def in_words(place):
     if place is None:
         return "at the start"
     epoch, step, phase = place
-    return f"epoch {epoch}, step {step}, {'waiting for data' if phase == DATA else 'past its data'}"
+    return f"epoch {epoch}, step {step}, {'waiting for data' if phase == DATA else 'computing'}"
 
 
 class Watchdog:
@@ -47,7 +48,7 @@ class Watchdog:
 
     Args:
         store: a torch.distributed store that all ranks share.
-        rank, world: of this process, and the number of processes.
+        rank: global rank of this process. world: number of processes.
         timeout: seconds within which the training loop must make progress.
         lost: a c_byte that all processes of this node share; not 0 if one of them died. None without a launcher.
     """
@@ -71,7 +72,7 @@ class Watchdog:
         self.stop.set()
         self.thread.join(GRACE)
         if kind is not None and not issubclass(kind, Stopped):
-            with contextlib.suppress(RuntimeError, TimeoutError):  # nobody may be left to tell
+            with contextlib.suppress(RuntimeError, TimeoutError):  # perhaps no other process is left
                 self._alarm(f"rank {self.rank} failed")
 
     def _watch(self):
@@ -79,15 +80,15 @@ class Watchdog:
             try:
                 self._look()
             except RuntimeError:
-                self._end(f"{KEEPER} is gone")
+                self._end(f"{KEEPER} has ended")
             except TimeoutError:  # no reason to end anything as long as this rank makes progress
                 if self._is_late():
-                    say(f"error: no step ended within --timeout {self.timeout:g} s; {KEEPER} does not answer", True)
+                    say(f"error: no step ended within --timeout {self.timeout:g} s; {KEEPER} does not respond", True)
                     self._end()
 
     def _look(self):
         if self.lost is not None and self.lost.value:
-            self._end(tell=f"a process beside rank {self.rank} died")
+            self._end(tell=f"another process on the node of rank {self.rank} died")
         elif self._in_time(self.store.check, ["alarm"]):
             self._in_time(self._answer)
             self._end(self._in_time(self.store.get, "alarm").decode())
@@ -178,8 +179,8 @@ def verdict(places, world, timeout):
     late = [f"rank {r} ({in_words(places[r])})" for r in behind] + [f"rank {r} (no answer)" for r in silent]
     if late:
         arrived = in_words(furthest or None)
-        return f"error: {waits}; the others ({arrived}) wait for {', '.join(late)}, which did not arrive"
+        return f"error: {waits}; {', '.join(late)} did not arrive; all other ranks ({arrived}) wait for that"
     return (
-        f"error: {waits}; all ranks are {in_words(furthest or None)}, so a device or the network is stuck, "
-        "or a step takes longer than that: give a longer --timeout"
+        f"error: {waits}; all ranks are at the same point ({in_words(furthest or None)}), so the loading of data, a "
+        "device or the network is stuck; if a step really takes so long, give a longer --timeout"
     )

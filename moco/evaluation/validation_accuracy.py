@@ -15,11 +15,18 @@ from moco.views.normalize import normalize_images
 
 @torch.no_grad()
 def validate(model, loader, images, device, precision, print_freq, step_done):
-    """Classifies every validation image once, over all processes; returns Acc@1 in percent, exact on every rank.
+    """Classifies every validation image once, over all processes, and prints Acc@1, Acc@5 and the loss.
+
+    The model is in eval mode afterwards.
 
     Args:
-        loader: of this process's share of the images. images: number of images in all shares.
+        model: from N x 3 x size x size, normalised, to N x classes.
+        loader: the `validation_loader` of this process's share. images: number of images in all shares.
+        device, precision: where and in which number format to compute. print_freq: steps between two log lines.
         step_done: called as `step_done(i)` after step `i`, equally often on every rank.
+
+    Returns:
+        Acc@1 in percent, exact, the same on every rank.
     """
     model.eval()
     timer, sums = StepTimer(), torch.zeros(3, dtype=torch.float64, device=device)  # loss, hits at 1, hits at 5

@@ -18,9 +18,9 @@ from moco.views.random_parameters import JITTER
 
 # The columns of a row.
 ORDER = slice(0, 4)  # indices into JITTER in the order of application; -1 for none
-FACTORS = slice(4, 8)  # in the order of JITTER
+FACTORS = slice(4, 8)  # the jitter factors, in the order of JITTER
 GRAY, SIGMA, FLIP = 8, 9, 10
-OPERATIONS = tuple(11 + 3 * i for i in range(LAYERS))  # index into NAMES or -1; argument; whether bicubic
+OPERATIONS = tuple(11 + 3 * i for i in range(LAYERS))  # first of three: index into NAMES (or -1), argument, bicubic
 BOX = slice(11 + 3 * LAYERS, 15 + 3 * LAYERS)  # top, left, bottom, right
 COLUMNS = BOX.stop
 
@@ -67,14 +67,15 @@ VALUES = {
     "Brightness": ops.brightness,
     "Sharpness": ops.sharpness,
 }
-ADJUST = (ops.brightness, ops.contrast, ops.saturation, ops.hue)  # as JITTER
+ADJUST = (ops.brightness, ops.contrast, ops.saturation, ops.hue)  # in the order of JITTER
 
 
 def matrices(which, argument, height, width):
     """The affine matrices of geometric operations, N x 6.
 
     Args:
-        which: N indices into NAMES. argument: N. height, width: of the images, in pixels.
+        which: N indices into NAMES. height, width: of the images, in pixels.
+        argument: N; degrees, shear factors, or shares of the width or height, as randaugment.ARGUMENTS has them.
     """
     one, zero = torch.ones_like(argument), torch.zeros_like(argument)
     choices = {
@@ -138,7 +139,7 @@ def steps_of(rows):
 
 
 def apply_recipes(x, rows, sent):
-    """Applies a recipe to each image of a batch, without mixing.
+    """Applies a recipe to each image of a batch, except the mixing of two views (ScaleMix).
 
     Args:
         x: N x 3 x H x W, uint8, on any device. rows: N x COLUMNS, float32, on the CPU.
@@ -169,7 +170,7 @@ def run_steps(x, rows, functions, indices):
 
 
 def mix(first, second, box):
-    """Pastes each image's box of `second` into `first`.
+    """Copies a box of each image of `second` into the same image of `first`.
 
     Args:
         first, second: N x 3 x H x W. box: N x 4 (top, left, bottom, right), in pixels.
@@ -185,7 +186,7 @@ def mix(first, second, box):
 
 
 class Layout:
-    """Where the crops and the rows of each View stand in a batch.
+    """Where the crops and the rows of each View are located in a batch.
 
     An image's crops come in the order of its views. A mixed view has two crops, one after the other. All crops of one
     size are in one tensor.
@@ -194,8 +195,8 @@ class Layout:
         views: tuple of View.
 
     Attributes:
-        rows: dict from size to the places of the crops of that size among all crops of an image.
-        firsts: list of the place of each view's first crop.
+        rows: for each size, the indices of the crops of that size in the list of all crops of one image.
+        firsts: for each view, the index of its first crop in that list.
     """
 
     def __init__(self, views):
@@ -227,7 +228,7 @@ class Layout:
         Args:
             crops: dict from size to N x R x size x size x 3, uint8, on the device; R is the number of crops of that
                 size per image.
-            rows: N x (sum of all R) x COLUMNS, on the CPU.
+            rows: N x (sum of all R) x COLUMNS, float32, on the CPU.
 
         Returns:
             A list with one entry per view, N x 3 x size x size, float32, normalised.

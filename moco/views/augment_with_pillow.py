@@ -1,4 +1,4 @@
-"""The CPU back end: applies a view's random parameters with Pillow, the original recipe's operations one by one."""
+"""The CPU back end: applies a view's random parameters with Pillow, in the same steps as the original code."""
 
 import torchvision.transforms.functional as TF
 from PIL import ImageFilter
@@ -17,7 +17,8 @@ def render(draw, size, image):
     """Makes one view of an image.
 
     Args:
-        draw: a Draw. size: side of the view in pixels. image: an RGB image of the size that `draw` was drawn for.
+        draw: a Draw. size: side of the view in pixels. image: an RGB image of the width and height that `draw_view`
+            was given.
 
     Returns:
         3 x size x size, uint8, not normalised.
@@ -29,7 +30,7 @@ def render(draw, size, image):
 
 
 def apply_recipe(draw, size, image):
-    """Applies a recipe to an RGB image, without mixing; returns an RGB image of size x size."""
+    """Applies a recipe to an RGB image, except the mixing of two views; returns an RGB image of size x size."""
     image = TF.resized_crop(image, *draw.crop, [size, size])
     for name, factor in draw.jitter:
         image = ADJUST[name](image, factor)

@@ -1,4 +1,4 @@
-"""What each side sees, as data: a `View` is one augmentation recipe, a `ViewPlan` has the views of both sides.
+"""The augmentation recipes as data: a `View` is one recipe, and a `ViewPlan` has the views of source and target.
 
 The baseline plan gives the source and the target one view each, from the same recipe. A design that changes what a
 side sees is a function from plan to plan in `moco/asymmetry/`. Both back ends, Pillow on the CPU and tensors on the

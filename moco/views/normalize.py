@@ -9,7 +9,9 @@ STD = (0.229, 0.224, 0.225)
 
 
 def normalize_images(x):
-    """Normalises N x 3 x H x W, uint8 or whole floats in [0, 255], to float32 by ImageNet's mean and deviation.
+    """Normalises N x 3 x H x W (uint8, or floats with integer values in [0, 255]) to float32.
+
+    It subtracts ImageNet's mean and divides by its standard deviation.
 
     The operations and their order are those of torchvision's ToTensor and Normalize, so the values are equal.
     """

@@ -1,8 +1,8 @@
 """Pillow's image operations on batches of tensors, on any device, each image with its own argument.
 
 Images and results are N x 3 x H x W, float32, with whole numbers in [0, 255]. Every operation rounds as Pillow does,
-because a later operation (posterize, equalize) may turn a difference of one level into a large one. Arguments are N,
-float32. No function loops over images, and none makes the host wait for the device.
+because a later operation (posterize, equalize) may turn a difference of one level into a large one. Each argument is a
+float32 tensor of shape (N,). No function loops over images, and none makes the host wait for the device.
 """
 
 import math
@@ -30,23 +30,28 @@ def blend(base, x, factor):
 
 
 def gray(x, _=None):
+    """Grayscale in three equal channels."""
     return luma(x).expand_as(x)
 
 
 def brightness(x, factor):
+    """Multiplies all levels by `factor`."""
     return (x * per_image(factor)).clamp_(0, 255).floor_()
 
 
 def contrast(x, factor):
+    """Pillow's contrast: blends with the mean level of the grayscale image; 1 changes nothing."""
     mean = (luma(x).mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor_()
     return blend(mean, x, factor)
 
 
 def saturation(x, factor):
+    """Pillow's colour: blends with the grayscale image; 1 changes nothing."""
     return blend(luma(x), x, factor)
 
 
 def sharpness(x, factor):
+    """Pillow's sharpness: blends with a smoothed image; 1 changes nothing."""
     smooth = x.clone()  # Pillow does not filter the border
     if min(x.shape[2:]) > 2:
         kernel = x.new_ones(3, 1, 3, 3)
@@ -56,7 +61,7 @@ def sharpness(x, factor):
 
 
 def hue(x, turn):
-    """Turns the hue by `turn`, a share of the full circle, in Pillow's HSV, which has 8 bits per channel."""
+    """Turns the hue by `turn`, a fraction of a full turn, in Pillow's HSV, which has 8 bits per channel."""
     # Convert to HSV, in whole numbers as Pillow does.
     high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     spread = high - low
@@ -65,10 +70,10 @@ def hue(x, turn):
     h = torch.where(r == high, bc - gc, torch.where(g == high, 2 + rc - bc, 4 + gc - rc)) / 6 + 1
     h = ((h - h.floor()) * 255).floor_() * (spread > 0)
     s = (spread / high.clamp_min(1) * 255).floor_() / 255
-    # Turn the hue in steps of 1 / 256.
+    # Turn the hue, as an 8-bit number that wraps around at 256.
     h = h + per_image((turn * 255).trunc())
     h = h - 256 * (h / 256).floor_()
-    # Convert back: a channel falls from `high` by the share `s` as the hue moves away from it.
+    # Convert back: a channel is `high` near its own hue, and falls to high * (1 - s) with the distance from it.
     k = h * (6 / 255) + (5 - 2 * torch.arange(3, device=x.device)).view(
         3, 1, 1
     )  # red 5, green 3, blue 1: N x 3 x H x W
@@ -84,7 +89,7 @@ def box_kernel(sigma):
         sigma: N, standard deviation of the Gaussian in pixels.
 
     Returns:
-        N x 5; the outer taps are fractions.
+        N x 5; all weights are equal, except the outermost ones, which are smaller.
     """
     variance = sigma.square() / 3
     whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
@@ -106,28 +111,33 @@ def gaussian_blur(x, sigma):
 
 
 def flip(x, _=None):
+    """Flips horizontally."""
     return x.flip(-1)
 
 
 def invert(x, _=None):
+    """Inverts all levels."""
     return 255 - x
 
 
 def posterize(x, bits):
+    """Keeps the highest `bits` bits of each level."""
     step = per_image(2 ** (8 - bits))
     return (x / step).floor_() * step
 
 
 def solarize(x, threshold):
+    """Inverts the levels at or above `threshold`, 0 to 256."""
     return torch.where(x < per_image(threshold), x, 255 - x)
 
 
 def solarize_add(x, add):
+    """Adds `add` levels to the levels below 128."""
     return torch.where(x < 128, (x + per_image(add)).clamp_max(255), x)
 
 
 def look_up(x, table):
-    """Maps each channel's levels through its own table, N x 3 x 256."""
+    """Replaces each level of each channel by the entry of its table. `table` is N x 3 x 256."""
     return table.to(x.dtype).gather(2, x.flatten(2).long()).view_as(x)
 
 
@@ -141,7 +151,7 @@ def autocontrast(x, _=None):
 
 
 def equalize(x, _=None):
-    """Pillow's equalize: makes each channel's histogram as flat as a table of 256 levels can."""
+    """Pillow's equalize: histogram equalisation of each channel."""
     pixels = x.flatten(2).long()
     histogram = torch.zeros(*x.shape[:2], 256, dtype=torch.long, device=x.device)
     histogram.scatter_add_(2, pixels, torch.ones_like(pixels))
@@ -158,7 +168,10 @@ def affine(x, matrix, bicubic):
     Args:
         matrix: N x 6, each row (a, b, c, d, e, f): the result at (x, y) is taken from (a x + b y + c, d x + e y + f),
             in pixels; a pixel's centre is at its index + 0.5.
-        bicubic: whether to interpolate by Pillow's cubic (coefficient -1), otherwise bilinearly.
+        bicubic: True for bicubic interpolation as in Pillow (a = -1), False for bilinear interpolation.
+
+    Returns:
+        N x 3 x H x W, whole numbers.
     """
     height, width = x.shape[2:]
     row = torch.arange(height, device=x.device)[:, None] + 0.5
@@ -182,14 +195,14 @@ def affine(x, matrix, bicubic):
 
 
 def linear_weights(place):
-    """The index of the first of 2 neighbours of a fractional place (long), and the weights of both."""
+    """For fractional coordinates: the index (long) of the first of their 2 neighbours, and both weights."""
     first = place.floor()
     t = place - first
     return first.long(), (1 - t, t)
 
 
 def cubic_weights(place):
-    """The index of the first of 4 neighbours of a fractional place (long), and the weights of all four."""
+    """For fractional coordinates: the index (long) of the first of their 4 neighbours, and the four weights."""
     first = place.floor()
     t = place - first
     weights = (((2 - t) * t - 1) * t, (t - 2) * t * t + 1, ((1 - t) * t + 1) * t, (t - 1) * t * t)
@@ -197,7 +210,7 @@ def cubic_weights(place):
 
 
 def rotation(degrees, height, width):
-    """Affine matrices, N x 6, of a counter-clockwise rotation about the centre by N degrees."""
+    """Affine matrices, N x 6, of counter-clockwise rotations about the centre. `degrees`: N, one per image."""
     turn = degrees * (math.pi / 180)
     cos, sin = turn.cos(), turn.sin()
     x, y = width / 2, height / 2

@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al., arXiv 1909.13719), in the form that timm calls `rand-m10-n2-mstd0.5`.
 
-Two operations per image are drawn with replacement from the 15 operations below. Each is applied with probability 0.5,
+Two operations per view are drawn with replacement from the 15 operations below. Each is applied with probability 0.5,
 at a magnitude drawn from N(10, 0.5) and clipped to [0, 10]. torchvision's RandAugment is a different recipe.
 """
 
@@ -18,7 +18,7 @@ UNIFORMS = 5  # uniform random numbers that `draw_operation` needs
 
 
 class Operation(NamedTuple):
-    """An operation with its drawn argument (None if it takes none), and whether it interpolates bicubically."""
+    """An operation, its argument in the unit of ARGUMENTS (None if it has none), and whether it is bicubic."""
 
     name: str
     argument: float | int | None = None
@@ -26,12 +26,12 @@ class Operation(NamedTuple):
 
 
 def signed(scale):
-    """Makes an argument function: `scale` times f, negated with probability 0.5."""
+    """Makes a function of f and a sign, -1 or 1: the argument is sign * scale * f."""
     return lambda f, sign: sign * scale * f
 
 
 def enhance(f, sign):
-    """The factor for Pillow's ImageEnhance."""
+    """The factor for Pillow's ImageEnhance, 0.1 to 1.9; the sign has no effect."""
     return 1.8 * f + 0.1
 
 
@@ -70,7 +70,11 @@ def draw_operation(u):
 
 
 def apply_on_pil(operation, image):
-    """Applies an Operation to an RGB image; returns a new image of the same size."""
+    """Applies an Operation to an RGB image; returns a new image of the same size.
+
+    Raises:
+        ValueError: the operation's name is unknown.
+    """
     name, argument, bicubic = operation
     resample = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
 

@@ -37,8 +37,8 @@ class Draw(NamedTuple):
         sigma: standard deviation of the blur in pixels; 0 for no blur.
         flip: whether the view is flipped horizontally.
         operations: the RandAugment operations.
-        box, other: of a mixed view: `other` is the Draw of the second view, and `box` (top, left, bottom, right) is
-            the part of it that is pasted into the first.
+        box, other: None, except for a mixed view. Then `other` is the Draw of the second view, and `box` (top, left,
+            bottom, right) is the part of the second view that is pasted into the first.
     """
 
     crop: Crop
@@ -108,7 +108,10 @@ def draw_crop(width, height, scale, ratio, u):
     Args:
         width, height: of the image, in pixels.
         scale: range of the box's share of the image's area. ratio: range of its width over its height.
-        u: 22 uniform numbers: two per try (area, ratio), then two for the position of the size that fits.
+        u: 22 uniform numbers: two per try (area, ratio), then two for the position of the box.
+
+    Returns:
+        A Crop.
     """
     *tries, y, x = u
     for i in range(CROP_ATTEMPTS):

@@ -142,6 +142,6 @@ def test_the_script_skips_reports_and_goes_on(folder, tmp_path, capsys, monkeypa
         main_moco.main(words)
     main_moco.main([*words, "--on-bad-image", "skip"])
     log = capsys.readouterr()
-    assert "another takes its place (1 so far, 10 at most)" in log.err
+    assert "another image is used instead (1 bad so far, limit 10)" in log.err
     assert f"note: 2 images could not be decoded so far; '{tmp_path}/bad_images.txt' lists them" in log.out
     assert '"bad_images": 2' in (tmp_path / "log.jsonl").read_text()

@@ -67,7 +67,7 @@ def test_a_failed_write_keeps_the_file_before_it_and_is_reported(tmp_path, monke
         assert read(path)["epoch"] == 0 and [p.name for p in tmp_path.iterdir()] == ["c"]
         writer.save(state(2), path)
     assert read(path)["epoch"] == 2
-    warning = f"warning: can't write {path!r}: [Errno 28] No space left on device; the file before it is kept"
+    warning = f"warning: can't write {path!r}: [Errno 28] No space left on device; the previous file is kept"
     assert capsys.readouterr().out.startswith(warning)
 
 
@@ -135,7 +135,7 @@ def test_the_last_path_is_told_where_a_write_failed(tmp_path, monkeypatch):
 
 def test_a_second_failure_ends_the_run(tmp_path, monkeypatch):
     full_disk(monkeypatch, 9)
-    message = "No space left on device; nor could the checkpoint before it"
+    message = "No space left on device; the checkpoint before it could not be written either"
     with pytest.raises(CheckpointError, match=message), BackgroundWriter() as writer:
         for name in "abc":
             writer.save(state(1), str(tmp_path / name))
@@ -151,7 +151,7 @@ def test_the_last_write_is_tried_again(failures, tmp_path, monkeypatch):
             writer.save(state(5), path)
         assert read(path)["epoch"] == 5
     else:
-        with pytest.raises(CheckpointError, match="the run ends here"), BackgroundWriter() as writer:
+        with pytest.raises(CheckpointError, match="the run ends"), BackgroundWriter() as writer:
             writer.save(state(5), path)
 
 
@@ -177,4 +177,4 @@ def test_a_disk_too_small_is_a_warning_at_the_start(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().err == ""
     warn_if_disk_too_small(str(tmp_path), 1_000_000_000, 5)
     error = capsys.readouterr().err
-    assert "will take about 6.0 GB" in error and "has 5.0 GB free; give --keep N" in error
+    assert "will take about 6.0 GB" in error and "has 5.0 GB free; give another --output-dir or" in error

@@ -71,7 +71,9 @@ def test_a_resume_that_does_not_fit_is_refused(saved):
         check(saved, {**OPTIONS, "total_batch": 2})
     with pytest.raises(CheckpointError, match="--arch resnet18, not resnet34"):
         check(saved, {**OPTIONS, "arch": "resnet34"}, arch="resnet34", force=True)
-    with pytest.raises(CheckpointError, match=r"queue of shape \(8, 16\), this run of \(8, 32\)"):
+    with pytest.raises(
+        CheckpointError, match=r"queue has the shape \(8, 16\) in the checkpoint .*, but \(8, 32\) in this run"
+    ):
         check(saved, K=32, force=True)
     for key in ("epoch", "arch", "state_dict", "optimizer"):
         with pytest.raises(CheckpointError, match=f"no '{key}'"):
@@ -118,7 +120,7 @@ def test_the_newest_may_be_of_an_old_format(saved, tmp_path):
 
 def test_junk_in_the_place_of_a_tensor_or_an_option_is_refused(saved, tmp_path):
     name = next(iter(saved["state_dict"]))
-    with pytest.raises(CheckpointError, match=f"has {re.escape(name)} of shape"):
+    with pytest.raises(CheckpointError, match=f"{re.escape(name)} has the shape"):
         check({**saved, "state_dict": {**saved["state_dict"], name: "x"}})
     option = next(iter(saved["options"]))
     with pytest.raises(CheckpointError, match="was trained with"):

@@ -65,7 +65,7 @@ def test_torchrun_says_where(gpus):
         (2, {}, {"nproc": 3}, "--nproc 3: .* give 2 at most"),
         (0, {}, {"rank": 1}, "--rank 1 is out of range"),
         (0, {}, {"world_size": 2}, "--world-size 2 .* needs --dist-url"),
-        (2, {}, {"gpu": 1, "multiprocessing_distributed": True}, "--gpu picks one device"),
+        (2, {}, {"gpu": 1, "multiprocessing_distributed": True}, "--gpu can't be combined"),
         (0, {}, {"dist_url": "tcp://localhost:1"}, "--dist-url needs"),
         (0, {}, {"nproc": 2, "dist_url": "localhost:10001"}, "'localhost:10001' is no tcp://HOST:PORT"),
         (0, {}, {"nproc": 2, "dist_url": "tcp://localhost"}, "is no tcp://HOST:PORT"),
@@ -75,7 +75,7 @@ def test_torchrun_says_where(gpus):
         (0, TORCHRUN, {"dist_url": "tcp://localhost:1"}, "--dist-url and torchrun"),
         (0, TORCHRUN, {"multiprocessing_distributed": True}, "--multiprocessing-distributed and torchrun"),
         (2, TORCHRUN, {}, "4 processes on 2 GPUs"),
-        (0, {**TORCHRUN, "WORLD_SIZE": "7"}, {}, "equally many"),
+        (0, {**TORCHRUN, "WORLD_SIZE": "7"}, {}, "the same number of processes"),
     ],
 )
 def test_contradictions_are_refused(gpus, n_gpus, env, flags, message):

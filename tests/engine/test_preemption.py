@@ -83,7 +83,7 @@ def test_alone_the_first_signal_is_noted_and_the_handlers_come_back(number, caps
         noticed(stop)
         assert stop.asked() and stop.number == number
     assert [signal.getsignal(n) for n in STOP_SIGNALS] == before
-    assert f"{signal_name(number)}: the run stops after a step" in capsys.readouterr().out
+    assert f"{signal_name(number)}: the run saves a checkpoint after one of the next steps" in capsys.readouterr().out
 
 
 STUCK = """

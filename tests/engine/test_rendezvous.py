@@ -47,7 +47,7 @@ def test_a_place_that_was_used_before_holds_nothing_of_it(tmp_path):
 def test_who_did_not_come_is_named(tmp_path):
     url = f"file://{tmp_path}/m"
     results = meeting(url, {0: 4, 2: 4})
-    message = f"of 4 processes rank 1, 3 did not arrive at {url} within --timeout 1 s; is every node started"
+    message = f"rank 1, 3 of 4 processes did not arrive at {url} within --timeout 1 s; is every node started"
     assert all(result.startswith(message) for result in results.values())
 
 

@@ -76,9 +76,9 @@ SMALL = ("-a", "resnet18", "-b", "8", "--crop-size", "32")
         (("--dist-backend", "nccl", "--nproc", "2"), "nccl needs a GPU"),
         (("--rank", "1"), "--rank 1 is out of range"),
         (("--tag", "a/b"), "--tag 'a/b'"),
-        (("--tag", "x" * 201), "200 bytes at most"),
+        (("--tag", "x" * 201), "at most 200 bytes"),
         (("--moco-k", str(10**15)), "do not fit into the memory"),
-        (("--epochs", "3", "--start-epoch", "3"), "--start-epoch 3 leaves nothing"),
+        (("--epochs", "3", "--start-epoch", "3"), "--start-epoch 3 must be smaller than --epochs 3"),
         (("--resume", "nowhere.pth.tar"), "no checkpoint 'nowhere.pth.tar'"),
     ],
 )

@@ -32,9 +32,9 @@ def test_an_epoch_that_waited_gets_one_line_of_advice(waited, flags, advice, mon
 def test_words():
     assert batchnorm_report(8, 1, 256) == "batch normalisation: 8 groups of 32 images"
     assert batchnorm_report(1, 1, 256).endswith(
-        "1 group of 256 images; the paper's runs had groups of 32: --bn-splits 8"
+        "1 group of 256 images; --bn-splits 8 would give groups of 32, as in the paper"
     )
-    assert batchnorm_report(1, 4, 256).endswith("groups of 32: --bn-splits 2")
+    assert batchnorm_report(1, 4, 256).endswith("--bn-splits 2 would give groups of 32, as in the paper")
     assert batchnorm_report(1, 2, 16) == "batch normalisation: 2 groups of 8 images"  # nothing would make it 32
     assert batchnorm_report(1, 16, 256) == "batch normalisation: 16 groups of 16 images"
     assert batchnorm_report(8, 1, 256, earlier=32) == batchnorm_report(8, 1, 256)

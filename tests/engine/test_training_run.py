@@ -35,7 +35,7 @@ class Dying(Dataset):
 @pytest.mark.parametrize(
     "number, said",
     [
-        (signal.SIGKILL, "a data worker was killed, by the system if memory is short; give fewer --workers"),
+        (signal.SIGKILL, "a data worker was killed, probably because the memory was full; give fewer --workers"),
         (signal.SIGBUS, r"a data worker ran out of shared memory: enlarge /dev/shm .*--shm-size"),
     ],
 )

@@ -57,8 +57,8 @@ def test_ranks_that_are_behind_are_named_by_one_of_those_that_wait(store, ends, 
     error = capsys.readouterr().err
     assert error.count("did not arrive") == 1
     assert (
-        "no step ended within --timeout 0.3 s; the others (epoch 1, step 7, past its data) wait for "
-        "rank 1 (epoch 1, step 7, waiting for data), rank 2 (no answer), which did not arrive" in error
+        "no step ended within --timeout 0.3 s; rank 1 (epoch 1, step 7, waiting for data), rank 2 (no answer) did not "
+        "arrive; all other ranks (epoch 1, step 7, computing) wait for that" in error
     )
     for dog in dogs:
         dog.__exit__(None, None, None)
@@ -86,7 +86,7 @@ def test_a_dead_process_beside_it_ends_this_one_and_tells_other_nodes(store, end
     with Watchdog(store, 0, 3, timeout=60, lost=lost):
         lost.value = 1
         assert ends(1) == [1]
-    assert store.get("alarm") == b"a process beside rank 0 died"
+    assert store.get("alarm") == b"another process on the node of rank 0 died"
 
 
 class Store:
@@ -109,7 +109,10 @@ class Store:
 def test_without_its_store_a_process_ends(ends, capsys):
     with Watchdog(Store(frozen=False), 1, 3, timeout=60):
         assert ends(1) == [1]
-    assert "the process that keeps the run's store, rank 0 or torchrun's, is gone" in capsys.readouterr().err
+    assert (
+        "the process that hosts the rendezvous store (rank 0, or the agent of torchrun) has ended"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_store_that_does_not_answer_is_named_only_where_the_run_hangs(ends, capsys):
@@ -118,8 +121,9 @@ def test_a_store_that_does_not_answer_is_named_only_where_the_run_hangs(ends, ca
     assert ends(0) == []
     with Watchdog(Store(frozen=True), 1, 3, timeout=0.1):
         assert ends(1) == [1]
-    assert "--timeout 0.1 s; the process that keeps the run's store, rank 0 or torchrun's, does not" in (
-        capsys.readouterr().err
+    assert (
+        "--timeout 0.1 s; the process that hosts the rendezvous store (rank 0, or the agent of torchrun) does not"
+        in (capsys.readouterr().err)
     )
     with pytest.raises(KeyError), Watchdog(Store(frozen=True), 1, 3, timeout=60):
         raise KeyError  # which is not held up by telling the others
@@ -128,11 +132,17 @@ def test_a_store_that_does_not_answer_is_named_only_where_the_run_hangs(ends, ca
 @pytest.mark.parametrize(
     "places, said",
     [
-        ({0: (0, 3, STEP), 1: (0, 2, STEP)}, "wait for rank 1 (epoch 0, step 2, past its data), which"),
-        ({0: (0, 3, STEP), 1: None}, "wait for rank 1 (at the start), which"),
-        ({0: (0, 3, DATA)}, "the others (epoch 0, step 3, waiting for data) wait for rank 1 (no answer), which"),
-        ({0: (2, 3, STEP), 1: (2, 3, STEP)}, "all ranks are epoch 2, step 3, past its data, so a device or"),
-        ({0: None, 1: None}, "all ranks are at the start, so"),
+        ({0: (0, 3, STEP), 1: (0, 2, STEP)}, "s; rank 1 (epoch 0, step 2, computing) did not arrive"),
+        ({0: (0, 3, STEP), 1: None}, "s; rank 1 (at the start) did not arrive"),
+        (
+            {0: (0, 3, DATA)},
+            "rank 1 (no answer) did not arrive; all other ranks (epoch 0, step 3, waiting for data) wait",
+        ),
+        (
+            {0: (2, 3, STEP), 1: (2, 3, STEP)},
+            "all ranks are at the same point (epoch 2, step 3, computing), so the loading of data, a device or",
+        ),
+        ({0: None, 1: None}, "all ranks are at the same point (at the start), so"),
     ],
 )
 def test_verdicts(places, said):

@@ -136,7 +136,7 @@ def disk_full(place, rng):
     run.wait_for_step(rng.randrange(1, 6))
     run.limit_files(rank=0, size=2**20)
     run.ended(1)
-    run.must_say("File too large; nor could the checkpoint before it")
+    run.must_say("File too large; the checkpoint before it could not be written either")
 
 
 @fault("newest checkpoint damaged", 3, costs=IN_FLIGHT + SAVE_EVERY)
@@ -207,7 +207,7 @@ def frozen_rank(place, rng):
     rank = rng.randrange(2)
     run.signal_rank(rank, signal.SIGSTOP)
     run.ended(1)
-    run.must_say(f"wait for rank {rank} (no answer), which did not arrive")
+    run.must_say(f"rank {rank} (no answer) did not arrive")
 
 
 @fault("loss not finite", 1)
