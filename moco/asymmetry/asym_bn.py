@@ -35,9 +35,9 @@ def check_group(size, processes, splits=1):
 
 
 def synchronize_projector(projector, size=None, splits=1):
-    """Replaces each batch-norm layer of `projector`, in place, by one that shares its statistics.
+    """Replaces each batch-norm layer of `projector`, in place, by one whose statistics cover `size` batch-norm groups.
 
-    `size` consecutive batch-norm groups share them. Every rank must call this function. Parameters, running statistics
+    These are consecutive groups. Every rank must call this function. Parameters, running statistics
     and state-dict names do not change.
 
     Args:

@@ -12,8 +12,8 @@ FULL_SCALE = (0.14, 1.0)  # replaces the base recipe's (0.2, 1) for the full-siz
 def multicrop_plan(plan, mini_size=96):
     """Adds six small views to the source and changes the crop scale of both sides' full-size views.
 
-    A view whose scale is not that of the base recipe keeps it, as the target's view with AsymAug does. So the order in
-    which the designs are applied does not matter.
+    Only views with the scale of the base recipe change. A view with another scale, such as the target's view with
+    AsymAug, keeps its own scale, so the order in which the designs are applied does not matter.
 
     Args:
         plan: a ViewPlan. mini_size: side of the small views in pixels.

@@ -1,4 +1,4 @@
-"""Crash-safe writing of a checkpoint: the file with its name is never incomplete, also after a power cut."""
+"""Crash-safe writing: the file at a checkpoint's path is always complete, even after a power cut."""
 
 import contextlib
 import os

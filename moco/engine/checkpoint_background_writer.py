@@ -47,8 +47,9 @@ class BackgroundWriter:
     def save(self, checkpoint, *paths, remove=()):
         """Copies `checkpoint`, starts to write it to each of `paths`, and then removes the files `remove`.
 
-        First it waits for the previous write. Files that could not be written then are tried again, unless `paths`
-        replaces them. The last of `paths` is written last; a failure to write it counts as a failed checkpoint.
+        First it waits for the previous write. Files that the previous write could not write are tried again, unless
+        they are also in `paths`. The last of `paths` is written last; a failure to write it counts as a failed
+        checkpoint.
 
         Raises:
             CheckpointError: the previous write failed, and so did the one before it.

@@ -39,7 +39,8 @@ def check_resume(args, launch, build, candidates, any_options=False):
     compared = result_options(args)
     checkpoint.get("options", {}).setdefault("bn_splits", 1)  # older files were written before that flag existed
     if checkpoint.get("processes") != launch.world:
-        compared.pop("bn_splits", None)  # it may have to change with the number of processes; the start says so
+        # It may have to change with the number of processes; the start-up report notes a change.
+        compared.pop("bn_splits", None)
     check_resumable(checkpoint, args.resume, *build(), compared, force)
     if not force and args.start_epoch not in (None, checkpoint["epoch"]):
         raise ValueError(

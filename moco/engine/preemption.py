@@ -48,8 +48,8 @@ class StopListener:
         self.compared, self.steps_since = None, 0
 
     def __enter__(self):
-        # Python runs a signal's handler only between two bytecodes, which a hanging collective never reaches. But it
-        # writes the signal's number to this pipe at once, and a thread reads the pipe.
+        # Python runs a signal's handler only between two bytecodes, so never during a hanging collective. But Python's
+        # low-level handler writes the signal's number to this pipe at once, and a thread reads the pipe.
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
         self.wakeup = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)

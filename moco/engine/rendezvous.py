@@ -18,7 +18,7 @@ def rendezvous(url, rank, world, timeout):
     """Waits until all processes have arrived; returns a torch.distributed store that only they share.
 
     The address may still hold data of an earlier run that crashed or that torchrun restarted. Therefore each process
-    writes a request under a new random key, and rank 0 answers with this run's token.
+    except rank 0 writes a request with a new random id, and rank 0 writes this run's token under that id.
 
     Args:
         url: tcp://HOST:PORT, where rank 0 listens; file:///PATH; or env://, the address that torchrun sets.

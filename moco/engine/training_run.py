@@ -114,7 +114,7 @@ class Run:
             loss_of_noise: called as `loss_of_noise(net, n)`; returns the loss of n random images, for the passes that
                 DistributedDataParallel needs before the first step.
             fewest: the smallest n that the model accepts, which is used on a CPU without --compile. Otherwise n is the
-                real batch size of a process, so that the compiled or chosen kernels fit.
+                real batch size of a process, so that torch.compile and cuDNN prepare their kernels for that size.
 
         Returns:
             The model in DistributedDataParallel, or with one process the model itself.
@@ -169,7 +169,7 @@ class Run:
             self.writer.save(checkpoint, *paths, remove=remove)
 
     def save_within_epoch(self, epoch, step):
-        """Starts to write the checkpoint within an epoch, after `step` of its steps."""
+        """Starts to write the checkpoint within the 0-based `epoch`, of which `step` steps are finished."""
         self.save([self.names.within_epoch()], epoch, step)
 
     def leave(self):
