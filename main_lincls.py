@@ -19,7 +19,7 @@ from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
 from moco.engine.pretrained_backbone import backbone_for
 from moco.engine.shared_flags import Parser, add_shared
-from moco.engine.startup_checks import check_training, parse_and_check
+from moco.engine.startup_checks import check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.evaluation.validation_accuracy import validate
 from moco.loader import training_loader, validation_loader
@@ -67,6 +67,7 @@ def prepare(args, launch):
     check_source(args.evaluate, args.resume, args.pretrained)
     if args.pretrained not in (None, "none") and launch.has_rank_0:
         backbone_for(models.get_model(args.arch), read(args.pretrained), args.pretrained, args.arch)
+    prepare_output(names, launch)
     return names, train, val
 
 

@@ -19,11 +19,10 @@ from moco.builder import MoCo
 from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine.checkpoint_names import CheckpointNames
-from moco.engine.launch_plan import memory
 from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
 from moco.engine.shared_flags import Parser, add_shared, number
-from moco.engine.startup_checks import check_training, parse_and_check
+from moco.engine.startup_checks import check_queue, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.loader import training_loader
 from moco.loss import contrastive_loss
@@ -69,7 +68,7 @@ def add_designs(parser):
     add("--enable-asym-aug", "--enable-asymm-aug", action="store_true", help=help)
     help = "AsymBN: the batch normalisation of the target's projector is synchronised over several batch-norm groups"
     add("--enable-asym-bn", action="store_true", help=help)
-    help = "number of batch-norm groups that AsymBN synchronises; there are processes x --bn-splits in all"
+    help = "number of batch-norm groups that AsymBN synchronises, at most all groups (--bn-splits per process)"
     add("--asym-bn-group", metavar="N", default=8, type=number(int, 1), help=help)
     help = "MeanEnc: each key of the target is the mean encoding of 2 views"
     add("--enable-mean-encoding", action="store_true", help=help)
@@ -87,25 +86,17 @@ def main(argv=None):
 
 def prepare(args, launch):
     """The checks of this script; returns its CheckpointNames and the ImageFolder of the training images."""
-    if os.path.basename(args.tag) != args.tag or len(os.fsencode(args.tag)) > 200:
-        raise ValueError(
-            f"--tag {args.tag!r} must have at most 200 bytes and no path separator, as part of a file name"
-        )
     check_model(args, launch)
     folder = ImageFolder(os.path.join(args.data, "train"))
-    names = CheckpointNames(args.output_dir, f"checkpoint_{args.tag}", numbered=True)
+    names = CheckpointNames(args.output_dir, f"checkpoint_{args.tag}", numbered=True, keep=args.keep)
     check_training(args, launch, folder, names, partial(build, args))
+    prepare_output(names, launch)
     return names, folder
 
 
 def check_model(args, launch):
     """Raises ValueError if the queue or the batch-norm groups do not fit the batch, the processes or the memory."""
-    if args.moco_k < args.total_batch:
-        raise ValueError(
-            f"--moco-k {args.moco_k} is smaller than a batch of {args.total_batch}; give {args.total_batch} or more"
-        )
-    if 4 * args.moco_k * args.moco_dim > memory():
-        raise ValueError(f"--moco-k {args.moco_k} keys of --moco-dim {args.moco_dim} do not fit into the memory")
+    check_queue(args.moco_k, args.moco_dim, args.total_batch)
     check_splits(args.bn_splits, args.batch_size // launch.local)
     if args.enable_asym_bn:
         check_group(args.asym_bn_group, launch.world, args.bn_splits)

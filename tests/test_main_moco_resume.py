@@ -14,7 +14,9 @@ from tests.tiny_net import use_tiny_net
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("world, tiny", [(1, True), (2, False), pytest.param(4, False, marks=SLOW)])
+@pytest.mark.parametrize(
+    "world, tiny", [(1, True), (2, False), pytest.param(1, False, marks=SLOW), pytest.param(4, False, marks=SLOW)]
+)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, tiny, imagenet, tmp_path):
     all_designs(imagenet, tmp_path / "whole", world, "-j", "0", "--seed", "5", tiny=tiny)
     start = tmp_path / "whole" / "checkpoint__0000.pth.tar"
@@ -43,7 +45,9 @@ def test_a_run_resumed_by_fewer_processes_with_more_bn_groups_goes_on_as_it_woul
         )
 
 
-@pytest.mark.parametrize("world, tiny", [(1, True), (2, True), pytest.param(2, False, marks=SLOW)])
+@pytest.mark.parametrize(
+    "world, tiny", [(1, True), (2, True), pytest.param(1, False, marks=SLOW), pytest.param(2, False, marks=SLOW)]
+)
 def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(world, tiny, imagenet, tmp_path):
     """From the checkpoint after 2 of the second epoch's 4 steps, which --resume auto prefers to the first epoch's."""
     more = ["-j", "0", "--seed", "5", "-b", "24", "--epochs", "2", "--save-every", "2"]

@@ -17,12 +17,24 @@ class CheckpointNames:
         prefix: beginning of the names of the files that a run can be resumed from.
         numbered: whether each epoch writes a file of its own (PREFIX_EPOCH), or all epochs the same file (PREFIX).
         best: name of the file for the best epoch, without its ending; None if there is none.
+        keep: number of newest epochs whose files are kept; None keeps all.
+
+    Raises:
+        ValueError: `prefix` can't be part of a file name.
     """
 
     folder: str
     prefix: str
     numbered: bool
     best: str | None = None
+    keep: int | None = None
+
+    def __post_init__(self):
+        if os.path.basename(self.prefix) != self.prefix or len(os.fsencode(self.prefix)) > 211:
+            tag = self.prefix.removeprefix("checkpoint_")
+            raise ValueError(
+                f"--tag {tag!r} must have at most 200 bytes and no path separator, as part of a file name"
+            )
 
     def of_epoch(self, epoch):
         """The path of the checkpoint after the 0-based `epoch`."""
@@ -59,16 +71,16 @@ class CheckpointNames:
             for match in matches
         }
 
-    def outdated(self, epoch, keep):
-        """The paths that --keep removes after the checkpoint of `epoch` is written; none if `keep` is None."""
-        if keep is None or not self.numbered:
+    def outdated(self, epoch):
+        """The paths to remove, by `keep`, after the checkpoint of `epoch` is written."""
+        if self.keep is None:
             return []
-        return [path for path, name in self.resumable().items() if isinstance(name, int) and name <= epoch - keep]
+        return [path for path, name in self.resumable().items() if isinstance(name, int) and name <= epoch - self.keep]
 
-    def files_to_come(self, epochs, keep):
+    def files_to_come(self, epochs):
         """The number of files that the remaining `epochs` epochs will create, for the check of the disk space."""
         existing = self.resumable().values()
         if not self.numbered:
             return 2 + (self.best is not None) - len(existing)
-        files = min(keep or epochs, epochs) + 1  # 1 for the checkpoint within an epoch
-        return files - (len(existing) if keep else LAST in existing)
+        files = min(self.keep or epochs, epochs) + 1  # 1 for the checkpoint within an epoch
+        return files - (len(existing) if self.keep else LAST in existing)

@@ -1,15 +1,13 @@
 """Checks before any work is done: whatever does not fit ends the script with one clear line and exit code 2."""
 
-import math
 import os
 import re
 import secrets
 
-from moco.data.bad_image_substitutes import Substitutes
 from moco.engine import speed_flags
 from moco.engine.checkpoint_atomic_write import TEMPORARY
 from moco.engine.checkpoint_resume import check_resume
-from moco.engine.launch_plan import cores, plan_launch
+from moco.engine.launch_plan import memory, plan_launch
 
 
 def parse_and_check(parser, prepare, argv=None, least=1):
@@ -48,6 +46,14 @@ def parse_and_check(parser, prepare, argv=None, least=1):
     return args, launch, prepared
 
 
+def check_queue(keys, dim, total_batch):
+    """Raises ValueError if a queue of --moco-k `keys` is smaller than a batch, or does not fit into the memory."""
+    if keys < total_batch:
+        raise ValueError(f"--moco-k {keys} is smaller than a batch of {total_batch}; give {total_batch} or more")
+    if 4 * keys * dim > memory():
+        raise ValueError(f"--moco-k {keys} keys of --moco-dim {dim} do not fit into the memory; give fewer")
+
+
 def check_enough_images(folder, total_batch):
     """Raises ValueError if an ImageFolder has fewer images than one batch of `total_batch`."""
     if len(folder) < total_batch:
@@ -58,7 +64,7 @@ def check_enough_images(folder, total_batch):
 
 
 def check_training(args, launch, folder, names, build):
-    """The checks of both scripts before a training: images, --resume and --output-dir. Sets `args.images`.
+    """The checks of both scripts before a training: enough images, and --resume. Sets `args.images`.
 
     Args:
         folder: the ImageFolder of the training images. names: the script's CheckpointNames.
@@ -70,7 +76,6 @@ def check_training(args, launch, folder, names, build):
     check_enough_images(folder, args.total_batch)
     args.images = len(folder)
     check_resume(args, launch, build, names.resumable())
-    prepare_output(names, launch)
 
 
 def prepare_output(names, launch):
@@ -94,15 +99,3 @@ def prepare_output(names, launch):
     for file in os.listdir(folder):
         if file.endswith(TEMPORARY) and re.fullmatch(names.pattern(), file.removesuffix(TEMPORARY)):
             os.remove(os.path.join(folder, file))
-
-
-def workers_per_process(workers, processes):
-    """The data workers of one process: --workers, at most the node's cores, divided by its processes, rounded up."""
-    return math.ceil(min(workers, cores()) / processes)
-
-
-def substitutes_for(folder, on_bad_image, seed, output_dir):
-    """The Substitutes that --on-bad-image asks for, or None; the arguments are an ImageFolder and values of flags."""
-    if on_bad_image == "stop":
-        return None
-    return Substitutes(folder, seed, os.path.join(output_dir, "bad_images.txt"))

@@ -25,7 +25,7 @@ def report(args, launch, device, start, workers):
         f"{torch.cuda.get_device_name(device)}, {gpus} visible" if device.type == "cuda" else f"CPU, {cores()} cores"
     )
     group = f", {launch.backend}" if launch.backend else ""
-    print(f"devices: {launch.world} x {device.type} ({name}{group}), {workers} data workers each")
+    print(f"devices: {launch.world} x {device.type} ({name}{group}), {workers} data workers each", flush=True)
     if args.resume:
         epochs, steps = start
         more = f" and {steps} steps" * bool(steps)

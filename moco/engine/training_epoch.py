@@ -110,8 +110,7 @@ class Epoch:
         if val_acc1 is not None and val_acc1 > run.best_acc1:
             run.best_acc1 = val_acc1
             paths.insert(0, run.names.of_best())
-        remove = run.names.outdated(self.number, getattr(run.args, "keep", None))
-        run.save(paths, self.number + 1, remove=remove)
+        run.save(paths, self.number + 1, remove=run.names.outdated(self.number))
 
     def _figures(self, which):
         """The meters' "val" or "avg" as numbers, and the share of time spent waiting; {} before the first step."""

@@ -4,10 +4,13 @@ The scripts say what is trained. A Run makes the processes agree on the options,
 in DistributedDataParallel, and saves, logs and stops the run.
 """
 
+import math
+import os
 from contextlib import ExitStack
 
 import torch
 
+from moco.data.bad_image_substitutes import Substitutes
 from moco.data.worker_processes import cause_of_death
 from moco.distributed import from_rank_0, rank
 from moco.engine import startup_report
@@ -17,11 +20,11 @@ from moco.engine.checkpoint_format import bn_batch_of, checkpoint_of, progress_o
 from moco.engine.checkpoint_resume import restore
 from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.json_log import JsonLog
+from moco.engine.launch_plan import cores
 from moco.engine.launch_processes import start_processes
 from moco.engine.nonfinite_loss import NonfiniteGuard
 from moco.engine.preemption import EXIT_CODE, StopListener, Stopped, signal_name
 from moco.engine.result_changing_options import check_same_options, result_options
-from moco.engine.startup_checks import substitutes_for, workers_per_process
 from moco.engine.training_epoch import Epoch
 from moco.pipe_safe_print import say
 from moco.precision import grad_scaler, set_precision
@@ -76,7 +79,7 @@ class Run:
         self.workers = workers_per_process(args.workers, launch.local)
         self.scaler = grad_scaler(device, args.precision)
         self.checkpoint = read_on_all_ranks(args.resume) if args.resume else {}
-        self.place = progress_of(self.checkpoint)
+        self.place, self.earlier_bn_batch = progress_of(self.checkpoint), bn_batch_of(self.checkpoint)
         if args.start_epoch not in (None, self.place[0]):
             self.place = args.start_epoch, 0
         self.best_acc1 = self.checkpoint.get("best_acc1", 0.0) if names.best else None
@@ -97,8 +100,10 @@ class Run:
 
     def batchnorm_report(self):
         """How many images batch normalisation sees at a time, in words, compared with before a resume."""
-        args, earlier = self.args, bn_batch_of(self.checkpoint)
-        return startup_report.batchnorm_report(args.bn_splits, self.launch.world, args.total_batch, earlier)
+        args = self.args
+        return startup_report.batchnorm_report(
+            args.bn_splits, self.launch.world, args.total_batch, self.earlier_bn_batch
+        )
 
     def loader_options(self, folder):
         """Keyword arguments for `training_loader` that depend on the shared flags; `folder` is an ImageFolder."""
@@ -146,7 +151,7 @@ class Run:
         self.guard = NonfiniteGuard(loader, self.optimizer, self.writer.last_path)
         if rank() == 0:
             size = size_of([self.model.state_dict(), self.optimizer.state_dict()])
-            files = self.names.files_to_come(args.epochs - first, getattr(args, "keep", None))
+            files = self.names.files_to_come(args.epochs - first)
             warn_if_disk_too_small(args.output_dir, size, files)
         for number in range(first, args.epochs):
             loader.batch_sampler.epoch, loader.batch_sampler.start = number, start if number == first else 0
@@ -162,8 +167,10 @@ class Run:
             remove: paths of files to remove afterwards.
         """
         if rank() == 0:
-            more = {"step": step, "processes": self.launch.world, "scaler": self.scaler.state_dict()}
-            if self.best_acc1 is not None:
+            more = {"step": step, "processes": self.launch.world}
+            if self.best_acc1 is None:
+                more["scaler"] = self.scaler.state_dict()
+            else:
                 more["best_acc1"] = self.best_acc1
             checkpoint = checkpoint_of(epoch, self.model, self.optimizer, result_options(self.args), **more)
             self.writer.save(checkpoint, *paths, remove=remove)
@@ -181,3 +188,15 @@ class Run:
             self.log.write("stop", signal=signal, checkpoint=path)
             say(f"stopped by {signal}; {path!r} is written, --resume auto continues from it")
         raise Stopped(EXIT_CODE)
+
+
+def workers_per_process(workers, processes):
+    """The data workers of one process: --workers, at most the node's cores, divided by its processes, rounded up."""
+    return math.ceil(min(workers, cores()) / processes)
+
+
+def substitutes_for(folder, on_bad_image, seed, output_dir):
+    """The Substitutes that --on-bad-image asks for, or None; the arguments are an ImageFolder and values of flags."""
+    if on_bad_image == "stop":
+        return None
+    return Substitutes(folder, seed, os.path.join(output_dir, "bad_images.txt"))

@@ -56,7 +56,7 @@ def demo(folder, epochs=16, probe_epochs=15, images=60):
         f"""
 Summary
   loss at chance level  {math.log(K + 1):.3f}   ln(K + 1)
-  loss, first epoch     {first:.3f}   low, since the queue starts with noise, which is easy to tell apart
+  loss, first epoch     {first:.3f}   low, since the queue starts with noise, which is easy to distinguish
   loss, last epoch      {last:.3f}
   linear top-1          {top1:.1f} %  (chance: {100 / len(CLASSES):.1f} %)
   checkpoints           {folder}

@@ -1,4 +1,4 @@
-"""Processes that meet, and what is said where one does not come."""
+"""The rendezvous: processes that find each other, and what is said if one does not arrive."""
 
 import socket
 import threading
@@ -8,7 +8,7 @@ import pytest
 from moco.engine.rendezvous import RendezvousError, rendezvous
 
 
-def meeting(url, ranks, timeout=1.0):
+def arrive(url, ranks, timeout=1.0):
     """What each of `ranks`, a dict of ranks to their worlds, gets: a store or a message."""
     results = {}
 
@@ -27,7 +27,7 @@ def meeting(url, ranks, timeout=1.0):
 
 
 def test_those_who_met_share_a_store(tmp_path):
-    stores = meeting(f"file://{tmp_path}/m", {0: 3, 1: 3, 2: 3}, timeout=30)
+    stores = arrive(f"file://{tmp_path}/m", {0: 3, 1: 3, 2: 3}, timeout=30)
     stores[1].set("word", "of 1")
     assert stores[0].get("word") == stores[2].get("word") == b"of 1"
 
@@ -35,10 +35,10 @@ def test_those_who_met_share_a_store(tmp_path):
 def test_a_place_that_was_used_before_holds_nothing_of_it(tmp_path):
     """As that of torchrun is when it has restarted the processes, or a file after a crash."""
     url = f"file://{tmp_path}/m"
-    meeting(url, {1: 3})  # which waits in vain for the others
-    before = meeting(url, {0: 2, 1: 2}, timeout=30)
+    arrive(url, {1: 3})  # which waits in vain for the others
+    before = arrive(url, {0: 2, 1: 2}, timeout=30)
     before[0].set("alarm", "rank 1 failed")
-    stores = meeting(url, {0: 2, 1: 2}, timeout=30)
+    stores = arrive(url, {0: 2, 1: 2}, timeout=30)
     assert not stores[0].check(["alarm"]) and not stores[1].check(["alarm"])
     stores[1].set("word", "of 1")
     assert stores[0].get("word") == b"of 1"
@@ -46,14 +46,14 @@ def test_a_place_that_was_used_before_holds_nothing_of_it(tmp_path):
 
 def test_who_did_not_come_is_named(tmp_path):
     url = f"file://{tmp_path}/m"
-    results = meeting(url, {0: 4, 2: 4})
+    results = arrive(url, {0: 4, 2: 4})
     message = f"rank 1, 3 of 4 processes did not arrive at {url} within --timeout 1 s; is every node started"
     assert all(result.startswith(message) for result in results.values())
 
 
 @pytest.mark.parametrize("url", ["file://{}/m", "tcp://localhost:1"])
 def test_a_missing_rank_0_is_named(url, tmp_path):
-    (result,) = meeting(url.format(tmp_path), {1: 2}).values()
+    (result,) = arrive(url.format(tmp_path), {1: 2}).values()
     assert result.startswith(f"rank 0 did not arrive at {url.format(tmp_path)} within --timeout 1 s")
 
 
@@ -62,10 +62,10 @@ def test_a_place_that_can_not_be_opened_is_rank_0s_trouble(tmp_path):
         taken.bind(("", 0))
         taken.listen()
         url = f"tcp://localhost:{taken.getsockname()[1]}"
-        (result,) = meeting(url, {0: 2}).values()
+        (result,) = arrive(url, {0: 2}).values()
     assert result.startswith(f"rank 0 can't open {url} for the others: ") and "give another --dist-url" in result
 
 
 def test_nodes_with_different_numbers_of_processes_say_so(tmp_path):
-    results = meeting(f"file://{tmp_path}/m", {0: 2, 3: 6})
+    results = arrive(f"file://{tmp_path}/m", {0: 2, 3: 6})
     assert "this process expects 6 processes in all, but rank 0 expects 2" in results[3]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision import models
 
-from moco.engine import startup_checks, training_run
+from moco.engine import training_run
 from tests.engine.test_shared_flags import SCRIPTS
 
 
@@ -121,6 +121,6 @@ def test_folders_and_files_that_can_not_serve(refused, imagenet, tmp_path):
 
 
 def test_workers_are_the_nodes_and_end_at_its_cores(monkeypatch):
-    monkeypatch.setattr(startup_checks, "cores", lambda: 16)
+    monkeypatch.setattr(training_run, "cores", lambda: 16)
     for asked, local, each in ((32, 8, 2), (32, 1, 16), (4, 8, 1), (0, 8, 0), (10, 4, 3)):
-        assert startup_checks.workers_per_process(asked, local) == each
+        assert training_run.workers_per_process(asked, local) == each

@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from moco.asymmetry.scalemix import scalemix
 from moco.loader import CropsTransform, GaussianBlur
-from moco.views.augment_with_pillow import paste
 from moco.views.normalize import MEAN, STD
 from moco.views.randaugment import LAYERS, UNIFORMS, apply_on_pil, draw_operation
 
@@ -38,12 +38,7 @@ def recipe(view):
         steps.append(RandAugment())
     steps += [transforms.ToTensor(), transforms.Normalize(mean=MEAN, std=STD)]
     one = transforms.Compose(steps)
-
-    def mixed(image):
-        u = torch.rand(3, dtype=torch.float64).tolist()
-        return paste(one(image), one(image), view.mix_box(view.size, view.size, u))
-
-    return mixed if view.mixed else one
+    return (lambda image: scalemix(one(image), one(image))) if view.mixed else one
 
 
 def original_loader(root, plan, batch, workers):
