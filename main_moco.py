@@ -68,7 +68,7 @@ def add_designs(parser):
     add("--enable-asym-aug", "--enable-asymm-aug", action="store_true", help=help)
     help = "AsymBN: the batch normalisation of the target's projector is synchronised over several batch-norm groups"
     add("--enable-asym-bn", action="store_true", help=help)
-    help = "number of batch-norm groups that AsymBN synchronises, at most all groups (--bn-splits per process)"
+    help = "number of batch-norm groups that AsymBN synchronises; a run has --bn-splits groups per process"
     add("--asym-bn-group", metavar="N", default=8, type=number(int, 1), help=help)
     help = "MeanEnc: each key of the target is the mean encoding of 2 views"
     add("--enable-mean-encoding", action="store_true", help=help)

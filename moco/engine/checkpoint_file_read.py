@@ -1,4 +1,4 @@
-"""Reading checkpoint files: checked for damage, on one rank or sent to all. Every file is loaded with weights_only."""
+"""Reads checkpoint files and checks them for damage. Every file is loaded with `weights_only=True`."""
 
 import io
 import os

@@ -39,7 +39,8 @@ def check_resume(args, launch, build, candidates, any_options=False):
     compared = result_options(args)
     checkpoint.get("options", {}).setdefault("bn_splits", 1)  # older files were written before that flag existed
     if checkpoint.get("processes") != launch.world:
-        # It may have to change with the number of processes; the start-up report notes a change.
+        # --bn-splits may have to change when the number of processes changes, so it is not compared then. The start-up
+        # report prints a note if batch normalisation sees another number of images.
         compared.pop("bn_splits", None)
     check_resumable(checkpoint, args.resume, *build(), compared, force)
     if not force and args.start_epoch not in (None, checkpoint["epoch"]):
@@ -112,8 +113,9 @@ def _check_optimizer(saved, path, optimizer):
 def restore(checkpoint, model, optimizer, scaler=None):
     """Loads the weights, the optimizer's state and, if the checkpoint has one, the state of the loss scaler.
 
-    The optimizer keeps the hyper-parameters of the command line. Each momentum buffer is stored in the memory format
-    of its parameter, because a fused update needs equal formats; published files are NCHW.
+    The optimizer keeps the hyper-parameters of the command line. Each loaded momentum buffer is converted
+    to the memory format of its parameter, because a fused update needs equal formats; those of published files are
+    NCHW.
 
     Args:
         checkpoint: as `read` returns it. model: a module. optimizer: its optimizer. scaler: a GradScaler or None.

@@ -2,8 +2,8 @@
 
 from moco.distributed import from_all
 
-# Flags that may differ between a run and its continuation, because they say where things are and how they are
-# computed. The batch size is compared as the sum over all nodes.
+# Flags that may differ between a run and its continuation, because they do not change the result: they name files,
+# start processes, or control what is printed and saved. The batch size is compared as the sum over all nodes.
 FREE = {
     *("data", "workers", "print_freq", "resume", "force", "output_dir", "tag", "start_epoch", "batch_size"),
     *("multiprocessing_distributed", "nproc", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
