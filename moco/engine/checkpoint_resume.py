@@ -13,7 +13,8 @@ from moco.pipe_safe_print import first_line
 def check_resume(args, launch, build, candidates, any_options=False):
     """Refuses a checkpoint that --resume can't continue. Without --seed, `args.seed` becomes the checkpoint's seed.
 
-    Only global rank 0 reads the file. For "auto", `args.resume` becomes the newest intact candidate, or None.
+    Only the process that is rank 0, or that will start it, reads the file. For "auto", `args.resume` becomes the
+    newest intact candidate, or None.
 
     Args:
         build: called without arguments; returns (model, optimizer) as the run will have them.

@@ -32,8 +32,8 @@ PATIENCE = WRITE + 30.0
 def start_processes(worker, plan, *args, timeout=None):
     """Calls `worker(device, *args)` in every process of this node and waits for all of them.
 
-    If one process dies, the others are ended and this process exits with code 1. Stop signals are passed on; after
-    one, this process exits with code 143.
+    If one process dies, the others are ended and this process exits with code 1. Stop signals are passed on to
+    the processes; if a signal stops the run, this process exits with code 143.
 
     Args:
         worker: a module-level function. plan: a Launch. args: arguments for `worker`.

@@ -1,6 +1,6 @@
 """The speed flags: --augment-on, --precision, --compile, and --fast, which sets all of them for this machine.
 
-With another value, results differ only by rounding, or as they do between two random seeds.
+These flags change the results only by rounding, or by no more than another random seed does.
 """
 
 import argparse

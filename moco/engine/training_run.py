@@ -191,7 +191,11 @@ class Run:
 
 
 def workers_per_process(workers, processes):
-    """The data workers of one process: --workers, at most the node's cores, divided by its processes, rounded up."""
+    """The number of data workers of one process.
+
+    The workers of a node are --workers, or its number of cores if that is smaller. They are divided by its number of
+    processes, rounded up.
+    """
     return math.ceil(min(workers, cores()) / processes)
 
 
