@@ -79,7 +79,7 @@ class BackgroundWriter:
                     paths.remove(path)
                     self.last = path if path == self.newest else self.last
             for path in remove if not paths else ():
-                with contextlib.suppress(OSError):  # the file is gone already, or stays
+                with contextlib.suppress(OSError):  # a file that can't be removed is kept
                     os.remove(path)
         self.jobs = [job for job in self.jobs if job[1]]
 

@@ -57,9 +57,9 @@ def check_equal(tensors):
 def fix_bucket_layout(net, loss_of):
     """Runs two forward and backward passes, so that the gradient buckets of `net` get their final layout.
 
-    DDP rearranges its buckets after its first backward pass, and with a static graph after its second. With 3 or more
-    processes the layout decides the order of summation. Without these passes, the first steps after a resume would sum
-    in another order than those of the uninterrupted run, and the last bits would differ.
+    DDP rearranges its buckets after its first backward pass; with a static graph, it does so after the second pass.
+    With 3 or more processes the layout decides the order of summation. Without these passes, the first steps after a
+    resume would sum in another order than those of the uninterrupted run, and the last bits would differ.
 
     Args:
         net: a DistributedDataParallel. Afterwards its parameters and buffers are as before, and it has no gradients.

@@ -37,8 +37,8 @@ class StopListener:
         steps: greatest number of steps between two exchanges.
 
     Attributes:
-        number: the number of the signal, 0 before there is one. Before the agreement it is the signal of this process;
-            after it, the signal of any process.
+        number: the number of the signal that this process received, 0 before there is one. After the ranks have
+            agreed to stop, it may be a signal that another process received.
         agreed: whether all ranks have agreed to stop.
     """
 
