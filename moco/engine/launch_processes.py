@@ -93,7 +93,7 @@ def _supervise(processes, received, lost, first_rank):
 
 
 def _first_to_fail(processes):
-    """The index of a failed process, or None. A process that was killed comes first, since it makes the others fail."""
+    """The index of a failed process, or None. A killed process comes first, since it makes the others fail."""
     failed = [(process.exitcode > 0, i) for i, process in enumerate(processes) if process.exitcode]
     return min(failed)[1] if failed else None
 
