@@ -25,7 +25,8 @@ from moco.engine.watchdog import WRITE, Watchdog
 from moco.pipe_safe_print import say
 
 RENDEZVOUS = 600  # seconds for all processes to arrive, if the caller gives no time-out
-# After one process of a node failed, the others are killed after so many seconds. Rank 0 may be writing a checkpoint.
+# Seconds between the failure of one process of a node and the killing of the others. Rank 0 may need this time to
+# write a checkpoint.
 PATIENCE = WRITE + 30.0
 
 

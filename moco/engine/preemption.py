@@ -22,7 +22,7 @@ from moco.pipe_safe_print import say
 
 EXIT_CODE = 143  # a shell's exit code for a process that SIGTERM ended
 END = b"\0"  # not the number of any signal
-ECHO = 2.0  # a signal within so many seconds after the first is taken for a copy of the first
+ECHO = 2.0  # seconds; a signal that comes sooner than this after the first one counts as a copy of it
 INTERVAL = 5.0  # longest time in seconds between two exchanges, unless a single step takes longer
 
 
