@@ -87,8 +87,8 @@ def main(argv=None):
 def prepare(args, launch):
     """The checks of this script; returns its CheckpointNames and the ImageFolder of the training images."""
     check_model(args, launch)
-    folder = ImageFolder(os.path.join(args.data, "train"))
     names = CheckpointNames(args.output_dir, f"checkpoint_{args.tag}", numbered=True, keep=args.keep)
+    folder = ImageFolder(os.path.join(args.data, "train"))
     check_training(args, launch, folder, names, partial(build, args))
     prepare_output(names, launch)
     return names, folder

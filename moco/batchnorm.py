@@ -89,12 +89,13 @@ def views_apart(network, views):
     Raises:
         TypeError: `network` has a batch normalisation of torch, which would mix the views and the groups.
     """
-    modules = dict(network.named_modules())
-    for name, module in modules.items():
-        if type(module) in PLAIN:
-            kind = type(module).__name__
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        if type(norm) in PLAIN:
+            name = next(name for name, module in network.named_modules() if module is norm)
+            kind = type(norm).__name__
             raise TypeError(f"the layer {name!r} is a {kind}; call split_batchnorm on the module that contains it")
-    norms = [module for module in modules.values() if isinstance(module, SplitBatchNorm)]
+    norms = [norm for norm in norms if isinstance(norm, SplitBatchNorm)]
     for norm in norms:
         norm.views = views
     try:
