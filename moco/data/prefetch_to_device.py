@@ -1,5 +1,7 @@
 """Turns a loader's batch into the network's input. A GPU copies and augments the next batch while a step runs."""
 
+import functools
+
 import torch
 
 from moco.distributed import copy_to_device
@@ -37,7 +39,8 @@ def prefetched(batches, finish, device):
     """Yields `finish(batch)` for each batch.
 
     On a GPU, `finish` runs on a stream of its own. A training step only queues its kernels; the host then asks for the
-    next batch, which is copied and augmented while the GPU still works on the step.
+    next batch, which is copied and augmented while the GPU still works on the step. The current stream waits for the
+    batch before this generator yields it.
 
     Args:
         batches: an iterable of batches. finish: the result of `finisher`. device: where the steps run.
@@ -45,11 +48,49 @@ def prefetched(batches, finish, device):
     if device.type != "cuda":
         yield from map(finish, batches)
         return
-    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    for batch in batches:
+    side, main = _side_stream(device), torch.cuda.current_stream(device)
+
+    def finished(batch):
         with torch.cuda.stream(side):
             views, labels = finish(batch)
         main.wait_stream(side)
         for x in (*views, labels):
             x.record_stream(main)  # so that the side stream does not reuse this memory before the step has ended
-        yield views, labels
+        return views, labels
+
+    yield from map(finished, batches)  # this keeps no reference to a batch that the caller has dropped
+
+
+@functools.cache
+def _side_stream(device):
+    # One for the whole process: torch's allocator keeps freed memory for the stream that allocated it, so a new stream
+    # in each epoch would make the reserved memory grow from epoch to epoch.
+    return torch.cuda.Stream(device)
+
+
+class Lookahead:
+    """An iterator over `items` that can fetch its next item in advance.
+
+    An error of `items` is raised when the item is due, so that nothing that happens before is lost.
+    """
+
+    def __init__(self, items):
+        self.items, self.fetched = iter(items), []
+
+    def fetch(self):
+        """Fetches the next item now, unless it is fetched already."""
+        if not self.fetched:
+            try:
+                self.fetched.append((next(self.items), None))
+            except Exception as error:  # StopIteration, too
+                self.fetched.append((None, error))
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.fetch()
+        item, error = self.fetched.pop()
+        if error is not None:
+            raise error
+        return item

@@ -25,24 +25,35 @@ class NonfiniteGuard:
             self.first = torch.full_like(loss, -1, dtype=torch.long)
         self.first = torch.where((self.first < 0) & ~loss.detach().isfinite(), step, self.first)
 
-    def check(self, weights=False):
-        """Collects the results of all ranks and waits for the device. Call on every rank, before each checkpoint too.
+    def check(self):
+        """Checks the losses and weights of all ranks and waits for the device. Call on every rank before a checkpoint.
+
+        An update may break the weights before a loss shows it.
+
+        Raises:
+            FloatingPointError: as `judge`.
+        """
+        parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
+        first = parameters[0].new_full((), -1, dtype=torch.long) if self.first is None else self.first
+        broken = torch.zeros_like(first, dtype=torch.bool)
+        for p in parameters:
+            broken |= ~p.isfinite().all()
+        first, broken = zip(*all_gather(torch.stack([first, broken.long()])[None]).tolist(), strict=True)
+        self.judge(first, any(broken))
+
+    def judge(self, first, broken=False):
+        """Ends the run if it is broken; all ranks must call it with the same arguments.
 
         Args:
-            weights: whether to check the parameters, too; an update may break them before a loss shows it.
+            first: for each rank, its `first` as a number; -1 if all losses were finite. broken: whether a parameter is
+                not finite.
 
         Raises:
             FloatingPointError: on every rank, if a loss of any rank or a parameter is not finite. The message gives
                 the epoch; for a loss also the step, the rank and the images.
         """
-        parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
-        first = torch.tensor(-1, device=parameters[0].device) if self.first is None else self.first
-        broken = torch.zeros_like(first, dtype=torch.bool)
-        for p in parameters if weights else ():
-            broken |= ~p.isfinite().all()
-        notes = all_gather(torch.stack([first, broken.long()])[None]).tolist()
-        bad = [(step, rank) for rank, (step, _) in enumerate(notes) if step >= 0]
-        if not bad and not any(broken for _, broken in notes):
+        bad = [(int(step), rank) for rank, step in enumerate(first) if step >= 0]
+        if not bad and not broken:
             return
         batches, folder = self.loader.batch_sampler, self.loader.dataset.folder
         checkpoint = from_rank_0(self.last_checkpoint()) or "none yet"  # rank 0 writes the checkpoints

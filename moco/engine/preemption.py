@@ -13,10 +13,9 @@ import threading
 import time
 
 import torch
-import torch.distributed as dist
 
 from moco.data.worker_processes import STOP_SIGNALS
-from moco.distributed import collective_device, is_initialized, rank
+from moco.distributed import all_gather, collective_device, copy_to_device, is_initialized, rank
 from moco.engine.checkpoint_atomic_write import remove_temporaries
 from moco.pipe_safe_print import say
 
@@ -87,23 +86,32 @@ class StopListener:
         Call it between steps, equally often on every rank. Every few steps, or at once if `now`, the ranks exchange
         whether they received a signal. The exchange waits for all ranks and their devices.
         """
-        if self.agreed:
-            return True
-        if not is_initialized():
-            self.agreed = self.number > 0
-            return self.agreed
+        if self.due(now):
+            self.agree(all_gather(copy_to_device(self.note(), collective_device())[None]).tolist())
+        return self.agreed
+
+    def due(self, now=False):
+        """Whether the ranks have to exchange their notes here. `asked` calls it; otherwise as `asked`.
+
+        Without other processes nothing is exchanged, and `agreed` is up to date after this call.
+        """
         self.left, self.steps_since = self.left - 1, self.steps_since + 1
-        if self.left > 0 and not now:
-            return False
-        moment = time.monotonic()
-        steps = self._steps_to_next(moment) if rank() == 0 else 0
-        note = torch.tensor([self.number, steps], device=collective_device())
-        dist.all_reduce(note, dist.ReduceOp.MAX)
-        number, self.left = note.tolist()
-        self.compared, self.steps_since = moment, 0
+        if is_initialized():
+            return not self.agreed and (now or self.left <= 0)
+        self.agreed = self.agreed or self.number > 0
+        return False
+
+    def note(self):
+        """What this rank tells the others: its signal and the steps until the next exchange; 2 float64 numbers."""
+        steps = self._steps_to_next(time.monotonic()) if rank() == 0 else 0
+        return torch.tensor([self.number, steps], dtype=torch.float64)
+
+    def agree(self, notes):
+        """Takes the notes of all ranks, a list of pairs of numbers; sets `agreed`."""
+        number, self.left = (int(max(values)) for values in zip(*notes, strict=True))
+        self.compared, self.steps_since = time.monotonic(), 0
         if number:
             self.agreed, self.number = True, number
-        return self.agreed
 
     def _steps_to_next(self, now):
         if self.compared is None:

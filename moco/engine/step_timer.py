@@ -12,7 +12,8 @@ class StepTimer:
     """Splits an epoch's time, in seconds, into waiting for data and the rest.
 
     On a GPU a step is only queued, so the host may wait for a batch while the device is still busy. For a GPU the
-    waiting time is therefore the device's idle time: from the end of a step until the next batch has arrived.
+    waiting time is therefore the device's idle time: from the end of a step until the next batch is copied and
+    augmented, so that its step can begin.
 
     Args:
         device: where the steps run; None means the CPU.
@@ -29,7 +30,7 @@ class StepTimer:
         self.last = time.perf_counter()
 
     def waiting(self, loader):
-        """Yields the loader's batches and measures the time until each of them arrives."""
+        """Yields the loader's batches and measures how long the host waits for each of them."""
         batches = iter(loader)
         while True:
             start = time.perf_counter()
@@ -37,6 +38,11 @@ class StepTimer:
             if batch is None:
                 return
             self.data_time.update(time.perf_counter() - start)
+            yield batch
+
+    def arriving(self, batches):
+        """Yields what `prefetched` yields, and marks on a GPU where the step of each batch can begin."""
+        for batch in batches:
             if self.on_gpu and self.step_end is not None:
                 self.gaps.append((self.step_end, _event()))
             yield batch
@@ -50,11 +56,10 @@ class StepTimer:
             self.step_end = _event()
 
     def share_waited(self):
-        """The share of the time so far, 0 to 1, spent waiting for data. On a GPU this call waits for the device."""
-        for end, arrival in self.gaps:
-            arrival.synchronize()
+        """The share of the time so far, 0 to 1, spent waiting for data. On a GPU, of the batches that have arrived."""
+        while self.gaps and self.gaps[0][1].query():  # so that the host does not wait for the device
+            end, arrival = self.gaps.pop(0)
             self.idle += end.elapsed_time(arrival) / 1000
-        self.gaps.clear()
         return (self.idle if self.on_gpu else self.data_time.sum) / max(self.batch_time.sum, 1e-9)
 
     def outlook(self, batches_left):

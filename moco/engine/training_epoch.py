@@ -1,7 +1,9 @@
 """One epoch of a Run: its batches, its log lines, and what is checked and saved between its steps."""
 
-from moco.data.prefetch_to_device import prefetched
-from moco.distributed import rank
+import torch
+
+from moco.data.prefetch_to_device import Lookahead, prefetched
+from moco.distributed import all_gather, copy_to_device, rank
 from moco.engine import watchdog
 from moco.engine.meters import AverageMeter, ProgressMeter
 from moco.engine.startup_report import STEPS_TO_JUDGE, advise
@@ -25,8 +27,9 @@ class Epoch:
         self.timer = StepTimer(run.device)
         self.loss, self.top1 = AverageMeter("Loss", ":.4e"), AverageMeter("Acc@1", ":6.2f")
         self.top5 = AverageMeter("Acc@5", ":6.2f")
-        meters = [self.timer.batch_time, self.timer.data_time, self.loss, self.top1, self.top5]
-        self.progress = ProgressMeter(self.length, meters, f"Epoch: [{number}]")
+        self.meters = self.loss, self.top1, self.top5
+        times = self.timer.batch_time, self.timer.data_time
+        self.progress = ProgressMeter(self.length, [*times, *self.meters], f"Epoch: [{number}]")
 
     def steps(self):
         """Yields (global step, images, labels) for each step of this process.
@@ -37,6 +40,7 @@ class Epoch:
         run, start = self.run, self.run.loader.batch_sampler.start
         watchdog.at(self.number, start, watchdog.DATA)
         batches = prefetched(self.timer.waiting(run.loader), run.finish, run.device)
+        batches = self.batches = Lookahead(self.timer.arriving(batches))
         for self.step, (images, labels) in enumerate(batches, start):
             watchdog.at(self.number, self.step, watchdog.STEP)
             self.batch = len(labels)
@@ -54,26 +58,46 @@ class Epoch:
             Stopped: the run was asked to stop, and the checkpoint is written.
         """
         run, args, i = self.run, self.run.args, self.step
-        for meter, value in ((self.loss, loss), (self.top1, acc1), (self.top5, acc5)):
+        for meter, value in zip(self.meters, (loss, acc1, acc5), strict=True):
             meter.update(value, self.batch)
         run.guard.see(loss, i)
         self.timer.step_ended()
+        if run.device.type == "cuda":  # gives the GPU work for the time in which the host reads from it
+            watchdog.at(self.number, i, watchdog.AHEAD)
+            self.batches.fetch()
+        watchdog.at(self.number, i, watchdog.REPORT)
         if rank() == 0 and self.is_first and i == min(STEPS_TO_JUDGE, self.length) - 1:
             advise(self.timer, args.augment_on, args.workers)
         prints = i % args.print_freq == 0
+        notes = self._exchange() if run.stop.due(prints) or prints else []
         if prints and rank() == 0:
             left = (args.epochs - self.number) * self.length - i - 1
             self.progress.display(i, *self.timer.outlook(left))
             run.log.write("step", epoch=self.number, step=i, **self._figures("val"))
-        stops = run.stop.asked(prints)
+        run.guard.judge([first for first, *_ in notes])
+        stops = run.stop.agreed
         within = i + 1 < self.length  # the last step is followed by the epoch's checkpoint
-        saves = within and (stops or (args.save_every and (i + 1) % args.save_every == 0))
-        if prints or saves:
-            run.guard.check(weights=saves)
-        if saves:
+        if within and (stops or (args.save_every and (i + 1) % args.save_every == 0)):
+            run.guard.check()
             run.save_within_epoch(self.number, i + 1)
             if stops:
                 run.leave()
+
+    def _exchange(self):
+        """Reads the meters and exchanges with all ranks what they have to agree on, in one copy from the device.
+
+        Returns:
+            For each rank a list: the first step with a loss that is not finite, and the values of its meters.
+        """
+        run = self.run
+        ours = [run.guard.first, *(x for meter in self.meters for x in (meter.val, meter.sum))]
+        ours = torch.stack([x.double() for x in ours])
+        rows = all_gather(torch.cat([ours, copy_to_device(run.stop.note(), ours.device)])[None]).tolist()
+        run.stop.agree([row[-2:] for row in rows])
+        numbers = iter(rows[rank()][1:])
+        for meter in self.meters:
+            meter.val, meter.sum = next(numbers), next(numbers)
+        return rows
 
     def report_validation(self, i):
         """Call after step `i` of the epoch's validation, equally often on every rank.
@@ -83,7 +107,7 @@ class Epoch:
         run = self.run
         watchdog.at(self.number, self.length + i, watchdog.STEP)
         if run.stop.asked(i % run.args.print_freq == 0):
-            run.guard.check(weights=True)
+            run.guard.check()
             run.save_within_epoch(self.number, self.length)
             run.leave()
 
@@ -97,7 +121,7 @@ class Epoch:
             FloatingPointError, CheckpointError: as `report`.
         """
         run = self.run
-        run.guard.check(weights=True)
+        run.guard.check()
         facts = {"lr": run.optimizer.param_groups[0]["lr"]}
         if val_acc1 is not None:
             facts["val_acc1"] = val_acc1

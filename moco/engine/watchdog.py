@@ -20,7 +20,8 @@ LOOK = 2.0  # seconds between two checks
 GRACE = 4.0  # seconds to wait for an answer, or for a process to end by itself
 WRITE = 60.0  # seconds that an ending process waits for a checkpoint that is being written
 KEEPER = "the process that hosts the rendezvous store (rank 0, or the agent of torchrun)"
-DATA, STEP = 0, 1  # phases of a step: waiting for data, and everything after that
+DATA, STEP, AHEAD, REPORT = range(4)  # phases of a step
+PHASES = ("waiting for data", "computing", "waiting for the next batch", "logging or saving")
 
 _current = None  # this process's Watchdog
 
@@ -29,7 +30,7 @@ def at(epoch, step, phase):
     """Tells this process's watchdog, if there is one, how far the training loop has come. It costs almost nothing.
 
     Args:
-        epoch, step: 0-based numbers that grow in the same way on all ranks. phase: DATA or STEP.
+        epoch, step: 0-based numbers that grow in the same way on all ranks. phase: DATA, STEP, AHEAD or REPORT.
     """
     if _current is not None:
         _current.place, _current.moved = (epoch, step, phase), time.monotonic()
@@ -40,7 +41,7 @@ def in_words(place):
     if place is None:
         return "at the start"
     epoch, step, phase = place
-    return f"epoch {epoch}, step {step}, {'waiting for data' if phase == DATA else 'computing'}"
+    return f"epoch {epoch}, step {step}, {PHASES[phase]}"
 
 
 class Watchdog:

@@ -1,8 +1,11 @@
 """Pillow's image operations on batches of tensors, on any device, each image with its own argument.
 
 Images and results are N x 3 x H x W, float32, with whole numbers in [0, 255]. Every operation rounds as Pillow does,
-because a later operation (posterize, equalize) may turn a difference of one level into a large one. Each argument is a
-float32 tensor of shape (N,). No function loops over images, and none makes the host wait for the device.
+because a later operation (posterize, equalize) may turn a difference of one level into a large one. Arguments are
+float32 tensors with one row per image. No function loops over images, and none makes the host wait for the device.
+
+An operation may change its input in place. The number of kernels that it starts and the bytes that they move decide
+how long it takes on a GPU.
 """
 
 import math
@@ -21,12 +24,12 @@ def per_image(argument):
 def luma(x):
     """Pillow's conversion to mode L, N x 1 x H x W. All sums are whole numbers below 2^24, so float32 is exact."""
     r, g, b = x.split(1, dim=1)
-    return ((19595 * r + 38470 * g + 7471 * b + 32768) / 65536).floor_()
+    return (r * 19595).add_(g, alpha=38470).add_(b, alpha=7471).add_(32768).div_(65536).floor_()
 
 
 def blend(base, x, factor):
-    """Pillow's Image.blend: `base` at factor 0, `x` at factor 1, extrapolated beyond."""
-    return (base + per_image(factor) * (x - base)).clamp_(0, 255).floor_()
+    """Pillow's Image.blend, in place in `x`: `base` at factor 0, `x` at factor 1, extrapolated beyond."""
+    return x.sub_(base).mul_(per_image(factor)).add_(base).clamp_(0, 255).floor_()
 
 
 def gray(x, _=None):
@@ -34,20 +37,16 @@ def gray(x, _=None):
     return luma(x).expand_as(x)
 
 
-def brightness(x, factor):
-    """Multiplies all levels by `factor`."""
-    return (x * per_image(factor)).clamp_(0, 255).floor_()
+def adjust(x, arguments):
+    """Pillow's brightness, contrast or colour: blends with black, with the mean grey level, or with the grey image.
 
-
-def contrast(x, factor):
-    """Pillow's contrast: blends with the mean level of the grayscale image; 1 changes nothing."""
-    mean = (luma(x).mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor_()
-    return blend(mean, x, factor)
-
-
-def saturation(x, factor):
-    """Pillow's colour: blends with the grayscale image; 1 changes nothing."""
-    return blend(luma(x), x, factor)
+    Args:
+        arguments: N x 3: the factor (1 changes nothing), whether it is the contrast, whether it is the colour.
+    """
+    factor, is_contrast, is_colour = arguments.unbind(1)
+    base = luma(x)
+    mean = (base.mean(dim=(1, 2, 3), keepdim=True) + 0.5).floor_()
+    return blend(base.mul_(per_image(is_colour)).add_(mean.mul_(per_image(is_contrast))), x, factor)
 
 
 def sharpness(x, factor):
@@ -56,37 +55,34 @@ def sharpness(x, factor):
     if min(x.shape[2:]) > 2:
         kernel = x.new_ones(3, 1, 3, 3)
         kernel[:, :, 1, 1] = 5
-        smooth[..., 1:-1, 1:-1] = (F.conv2d(x, kernel, groups=3) / 13 + 0.5).floor_()
-    return blend(smooth, x, factor)
+        smooth[..., 1:-1, 1:-1] = F.conv2d(x, kernel, groups=3).div_(13).add_(0.5).floor_()
+    return blend(smooth, x, factor[:, 0])
 
 
 def hue(x, turn):
-    """Turns the hue by `turn`, a fraction of a full turn, in Pillow's HSV, which has 8 bits per channel."""
+    """Turns the hue by `turn`, in 255ths of a full turn, in Pillow's HSV, which has 8 bits per channel."""
     # Convert to HSV, in whole numbers as Pillow does.
     high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    spread = high - low
-    rc, gc, bc = ((high - x) / spread.clamp_min(1)).split(1, dim=1)
-    r, g, _ = x.split(1, dim=1)
-    h = torch.where(r == high, bc - gc, torch.where(g == high, 2 + rc - bc, 4 + gc - rc)) / 6 + 1
-    h = ((h - h.floor()) * 255).floor_() * (spread > 0)
-    s = (spread / high.clamp_min(1) * 255).floor_() / 255
+    spread = low.neg_().add_(high)
+    r, g = x[:, :1] == high, x[:, 1:2] == high
+    rc, gc, bc = torch.sub(high, x, out=x).div_(spread.clamp_min(1)).split(1, dim=1)
+    h = torch.where(r, bc - gc, torch.where(g, (rc + 2).sub_(bc), (gc + 4).sub_(rc)))
+    h = h.div_(6).add_(1).frac_().mul_(255).floor_().mul_(spread > 0)
+    s = spread.div_(high.clamp_min(1)).mul_(255).floor_().div_(255)
     # Turn the hue, as an 8-bit number that wraps around at 256.
-    h = h + per_image((turn * 255).trunc())
-    h = h - 256 * (h / 256).floor_()
+    h = h.add_(per_image(turn[:, 0])).remainder_(256)
     # Convert back: a channel is `high` near its own hue, and falls to high * (1 - s) with the distance from it.
-    k = h * (6 / 255) + (5 - 2 * torch.arange(3, device=x.device)).view(
-        3, 1, 1
-    )  # red 5, green 3, blue 1: N x 3 x H x W
-    k = k - 6 * (k / 6).floor_()
-    away = torch.minimum(k, 4 - k).clamp_(0, 1)
-    return (high * (1 - s * away) + 0.5).floor_()
+    peak = 5 - 2 * torch.arange(3, device=x.device).view(3, 1, 1)  # red 5, green 3, blue 1
+    k = torch.add(h.mul_(6 / 255), peak, out=x).remainder_(6)  # N x 3 x H x W
+    away = torch.minimum(k, 4 - k, out=k).clamp_(0, 1)
+    return away.mul_(s).neg_().add_(1).mul_(high).add_(0.5).floor_()
 
 
 def box_kernel(sigma):
     """The kernel of one of the three box blurs with which Pillow approximates a Gaussian.
 
     Args:
-        sigma: N, standard deviation of the Gaussian in pixels.
+        sigma: N, standard deviation of the Gaussian in pixels; below 2.4.
 
     Returns:
         N x 5; all weights are equal, except the outermost ones, which are smaller.
@@ -99,14 +95,14 @@ def box_kernel(sigma):
     return weight / (2 * (whole + part) + 1)[:, None]
 
 
-def gaussian_blur(x, sigma):
-    """Pillow's GaussianBlur for a sigma below 2.4 pixels: three rounded box blurs in each direction."""
+def gaussian_blur(x, box):
+    """Pillow's GaussianBlur: three rounded box blurs in each direction. `box`: N x 5, as `box_kernel` returns it."""
     n, _, height, width = x.shape
-    box = box_kernel(sigma).repeat_interleave(3, dim=0)  # 3n x 5
+    box = box.repeat_interleave(3, dim=0, output_size=3 * n)  # 3n x 5
     x = x.reshape(1, 3 * n, height, width)
     for weight, reach in ((box[:, None, None], (2, 2, 0, 0)), (box[:, None, :, None], (0, 0, 2, 2))):
         for _ in range(3):
-            x = (F.conv2d(F.pad(x, reach, mode="replicate"), weight, groups=3 * n) + 0.5).floor_()
+            x = F.conv2d(F.pad(x, reach, mode="replicate"), weight, groups=3 * n).add_(0.5).floor_()
     return x.view(n, 3, height, width)
 
 
@@ -115,39 +111,43 @@ def flip(x, _=None):
     return x.flip(-1)
 
 
-def invert(x, _=None):
-    """Inverts all levels."""
-    return 255 - x
+def invert(levels, unused):
+    """The table that inverts all levels. This function and the next three make tables for `look_up`, N x 256.
+
+    Their arguments are the levels 0 to 255 and one number per image, N x 1.
+    """
+    return (255 - levels).expand(len(unused), -1)
 
 
-def posterize(x, bits):
-    """Keeps the highest `bits` bits of each level."""
-    step = per_image(2 ** (8 - bits))
-    return (x / step).floor_() * step
+def posterize(levels, bits):
+    """The table that keeps the highest `bits` bits of each level."""
+    step = 2 ** (8 - bits)
+    return (levels / step).floor_() * step
 
 
-def solarize(x, threshold):
-    """Inverts the levels at or above `threshold`, 0 to 256."""
-    return torch.where(x < per_image(threshold), x, 255 - x)
+def solarize(levels, threshold):
+    """The table that inverts the levels at or above `threshold`, 0 to 256."""
+    return torch.where(levels < threshold, levels, 255 - levels)
 
 
-def solarize_add(x, add):
-    """Adds `add` levels to the levels below 128."""
-    return torch.where(x < 128, (x + per_image(add)).clamp_max(255), x)
+def solarize_add(levels, add):
+    """The table that adds `add` levels to the levels below 128."""
+    return torch.where(levels < 128, (levels + add).clamp_max(255), levels)
 
 
 def look_up(x, table):
-    """Replaces each level of each channel by the entry of its table. `table` is N x 3 x 256."""
-    return table.to(x.dtype).gather(2, x.flatten(2).long()).view_as(x)
+    """Replaces each level by an entry of the image's table, N x 256, or of the channel's table, N x 3 x 256."""
+    table = table[:, None].expand(-1, 3, -1) if table.dim() == 2 else table
+    return table.gather(2, x.flatten(2).long()).view_as(x)
 
 
 def autocontrast(x, _=None):
     """Pillow's autocontrast: maps each channel's lowest level to 0 and its highest to 255."""
-    low, high = (f(x.flatten(2), dim=2, keepdim=True).double() for f in (torch.amin, torch.amax))  # N x 3 x 1
+    low, high = (level.double() for level in x.flatten(2).aminmax(dim=2, keepdim=True))  # N x 3 x 1
     level = torch.arange(256, dtype=torch.float64, device=x.device)
     scale = 255 / (high - low).clamp_min(1)
-    stretched = (level * scale - low * scale).clamp(0, 255).floor()
-    return look_up(x, torch.where(high > low, stretched, level))
+    stretched = (level * scale - low * scale).clamp_(0, 255).floor_()
+    return look_up(x, torch.where(high > low, stretched, level).to(x.dtype))
 
 
 def equalize(x, _=None):
@@ -159,7 +159,8 @@ def equalize(x, _=None):
     step = (pixels.shape[2] - last) // 255  # N x 3 x 1
     before = histogram.cumsum(2) - histogram
     table = ((before + step // 2) // step.clamp_min(1)).clamp_max(255)
-    return look_up(x, torch.where(step > 0, table, torch.arange(256, device=x.device)))
+    table = torch.where(step > 0, table, torch.arange(256, device=x.device))
+    return table.to(x.dtype).gather(2, pixels).view_as(x)
 
 
 def affine(x, matrix, bicubic):
@@ -173,40 +174,43 @@ def affine(x, matrix, bicubic):
     Returns:
         N x 3 x H x W, whole numbers.
     """
-    height, width = x.shape[2:]
-    row = torch.arange(height, device=x.device)[:, None] + 0.5
-    column = torch.arange(width, device=x.device) + 0.5
-    a, b, c, d, e, f = (m[:, None, None] for m in matrix.unbind(1))
-    from_x, from_y = a * column + b * row + c, d * column + e * row + f  # N x H x W
-    inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
-    weight = cubic_weights if bicubic else linear_weights
-    first_x, weights_x = weight(from_x - 0.5)
-    first_y, weights_y = weight(from_y - 0.5)
-    pixels, total = x.flatten(2), 0
-    for i, weight_y in enumerate(weights_y):
-        offset = (first_y + i).clamp(0, height - 1) * width
-        line = 0
-        for j, weight_x in enumerate(weights_x):
-            index = offset + (first_x + j).clamp(0, width - 1)
-            line = line + weight_x[:, None] * pixels.gather(2, index.flatten(1)[:, None].expand(-1, 3, -1)).view_as(x)
-        total = total + weight_y[:, None] * line
+    n, _, height, width = x.shape
+    (columns, rows), (weights_x, weights_y), inside = _neighbours(matrix, height, width, bicubic)
+    total = None
+    for row, weight in zip(rows.unbind(1), weights_y.unbind(1), strict=True):
+        index = (columns + row.mul_(width)[:, None]).flatten(1)[:, None].expand(-1, 3, -1)
+        pixels = x.flatten(2).gather(2, index).view(n, 3, *columns.shape[1:])
+        line, *others = pixels.mul_(weights_x[:, None]).unbind(2)
+        for other in others:  # one by one, so that the order of the sum is fixed
+            line.add_(other)
+        line.mul_(weight[:, None])
+        total = line if total is None else total.add_(line)
     # Pillow truncates a sum of doubles. In float32 a whole number may come out slightly too small, hence the 1e-3.
-    return torch.where(inside[:, None], (total + 1e-3).clamp(0, 255).floor(), FILL)
+    return torch.where(inside[:, None], total.add_(1e-3).clamp_(0, 255).floor_(), FILL)
 
 
-def linear_weights(place):
-    """For fractional coordinates: the index (long) of the first of their 2 neighbours, and both weights."""
+def _neighbours(matrix, height, width, bicubic):
+    """Where `affine` takes each pixel from: from 2 neighbours in each direction, or from 4 if `bicubic`.
+
+    Returns:
+        ((columns, rows), weights of both, inside): indices (long) of the neighbours and their weights, each
+        N x neighbours x H x W; and whether the pixel comes from inside the image, N x H x W.
+    """
+    column, row = (torch.arange(size, device=matrix.device) + 0.5 for size in (width, height))
+    a, b, c = matrix.view(-1, 2, 3, 1, 1).unbind(2)
+    place = (a * column + b * row[:, None]).add_(c)  # x and y: N x 2 x H x W
+    x_inside, y_inside = ((p >= 0).logical_and_(p < n) for p, n in zip(place.unbind(1), (width, height), strict=True))
+    place.sub_(0.5)
     first = place.floor()
-    t = place - first
-    return first.long(), (1 - t, t)
-
-
-def cubic_weights(place):
-    """For fractional coordinates: the index (long) of the first of their 4 neighbours, and the four weights."""
-    first = place.floor()
-    t = place - first
-    weights = (((2 - t) * t - 1) * t, (t - 2) * t * t + 1, ((1 - t) * t + 1) * t, (t - 1) * t * t)
-    return first.long() - 1, weights
+    t = place.sub_(first)  # the distance from the neighbour on the left, or above
+    if bicubic:
+        weights = (((2 - t) * t - 1) * t, (t - 2) * t * t + 1, ((1 - t) * t + 1) * t, (t - 1) * t * t)
+    else:
+        weights = (1 - t, t)
+    offsets = torch.arange(len(weights), device=matrix.device)[:, None, None] - int(bicubic)
+    index = first.long()[:, :, None] + offsets  # N x 2 x neighbours x H x W
+    index = index[:, 0].clamp_(0, width - 1), index[:, 1].clamp_(0, height - 1)
+    return index, torch.stack(weights, dim=2).unbind(1), x_inside.logical_and_(y_inside)
 
 
 def rotation(degrees, height, width):

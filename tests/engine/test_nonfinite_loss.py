@@ -38,19 +38,19 @@ def test_the_first_bad_step_is_named_with_its_images(value):
 def test_a_weight_that_is_not_finite_is_found_before_it_is_saved():
     guard, _ = guard_of()
     guard.see(torch.tensor(1.0), 0)
-    guard.check(weights=True)
-    guard.optimizer.param_groups[0]["params"][0].fill_(float("inf"))  # by the update of this step
     guard.check()
+    guard.optimizer.param_groups[0]["params"][0].fill_(float("inf"))  # by the update of this step
+    guard.judge([guard.first])  # the loss is finite
     with pytest.raises(FloatingPointError, match="a weight is no longer finite in epoch 3"):
-        guard.check(weights=True)
+        guard.check()
 
 
 def test_weights_are_looked_at_before_the_first_step_too():
     guard, _ = guard_of()
-    guard.check(weights=True)
+    guard.check()
     guard.optimizer.param_groups[0]["params"][0].fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="a weight is no longer finite"):
-        guard.check(weights=True)
+        guard.check()
 
 
 def one_of_two():

@@ -11,12 +11,13 @@ from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import multicrop_plan
 from moco.asymmetry.scalemix import mix_box, scalemix_plan
 from moco.views import augment_on_device
-from moco.views.augment_on_device import GEOMETRIC, Layout, apply_recipes, crop_resized, row_of, run_steps, steps_of
+from moco.views.augment_on_device import Layout, apply, apply_recipes, crop_resized
 from moco.views.augment_with_pillow import apply_recipe, render
 from moco.views.augmentation_recipes import View, baseline_plan
 from moco.views.normalize import STD, normalize_images
 from moco.views.randaugment import ARGUMENTS, NAMES, Operation
 from moco.views.random_parameters import JITTER, Crop, Draw, draw_view, uniforms_needed
+from moco.views.steps_on_device import GEOMETRIC, row_of, steps_of
 from tests.views.photographs import hard_cases, photograph
 
 SIZE = 48
@@ -49,8 +50,8 @@ OPERATIONS = {
 
 
 def on_device(x, rows, device="cpu"):
-    rows = torch.tensor(rows, dtype=torch.float32)
-    return apply_recipes(x.to(device), rows, rows.to(device)).cpu()
+    y, place = apply_recipes(x.to(device), torch.tensor(rows, dtype=torch.float32))
+    return y.cpu()[place]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -172,7 +173,7 @@ def test_the_host_never_waits_for_the_device():
         draws = [draw_view(v, 48, 48, rng.random(uniforms_needed(v)).tolist()) for v in plan.views]
         rows.append(layout.rows_of(draws))
     rows = torch.tensor(rows)
-    layout.finish(crops, rows)
+    layout.finish(dict(crops), rows)
     torch.cuda.set_sync_debug_mode("error")
     try:
         layout.finish(crops, rows)
@@ -210,9 +211,14 @@ def test_torch_compile_takes_it(device, backend):
     view = plan.source[0]
     draws = [draw_view(view, 48, 48, rng.random(uniforms_needed(view)).tolist()) for _ in range(24)]
     rows = torch.tensor([row_of(d) for d in draws])
-    functions, indices = zip(*steps_of(rows), strict=True)
+    operations, images, arguments = zip(*steps_of(rows, 48, 48), strict=True)
+    images, arguments = ([tensor.to(device) for tensor in tensors] for tensors in (images, arguments))
+
+    def run(x):
+        for step in zip(operations, images, arguments, strict=True):
+            apply(step[0], x, *step[1:])
+        return x
+
     x = torch.stack([TF.pil_to_tensor(photograph(48, 48, seed=s)) for s in range(24)]).float().to(device)
-    rows, indices = rows.to(device), [i.to(device) for i in indices]
-    eager = run_steps(x.clone(), rows, functions, indices)
-    compiled = torch.compile(run_steps, dynamic=True, fullgraph=True, backend=backend)
-    assert (eager - compiled(x.clone(), rows, functions, indices)).abs().mean((1, 2, 3)).max() < 0.5
+    compiled = torch.compile(run, dynamic=True, fullgraph=True, backend=backend)
+    assert (run(x.clone()) - compiled(x.clone())).abs().mean((1, 2, 3)).max() < 0.5

@@ -1,0 +1,200 @@
+"""Bugs that only a GPU would show. Each is planted into the source; then the checks must fail.
+
+    python -m tests.planted_bugs [NAME ...]
+
+It prints one line of JSON: for each bug, what the check said, or null if nothing noticed it. The bug "none" is the
+unchanged source. Every bug gets a process of its own, forked before the project is imported.
+"""
+
+import importlib.machinery
+import json
+import os
+import sys
+import warnings
+
+import pytest  # noqa: F401  (imported once, before the forks)
+import torch
+import torchvision  # noqa: F401
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CHECKS = {
+    "copies": lambda c: c.check_copies(c.ALL, 96, crop=32, mini=16),
+    "cpu copies": lambda c: c.check_copies(c.ALL, 8, "cpu", crop=32, mini=16),
+    "step": lambda c: c.check_step(c.ALL, 8, "fp16", 2),
+    "rank": lambda c: c.check_rank(c.ALL, 8, 3),
+    "epoch": lambda c: c.check_waits(c.check_epoch()),
+    "probe": lambda c: c.check_waits([c.check_linear_classification()]),
+}
+# Name: (check, file, text, replacement).
+BUGS = {
+    "none": ("all", "", "", ""),
+    "no record_stream": ("copies", "moco/data/prefetch_to_device.py", "x.record_stream(main)", "pass"),
+    "labels without record_stream": ("copies", "moco/data/prefetch_to_device.py", "in (*views, labels):", "in views:"),
+    "no wait_stream": ("copies", "moco/data/prefetch_to_device.py", "main.wait_stream(side)", "pass"),
+    "a stream for each epoch": ("copies", "moco/data/prefetch_to_device.py", "@functools.cache\n", ""),
+    "not pinned": ("copies", "moco/distributed.py", "x.pin_memory().to(", "x.to("),
+    "constants copied each time": ("cpu copies", "moco/views/normalize.py", "@functools.cache\n", ""),
+    "indices stay on the CPU": (
+        *("copies", "moco/views/augment_on_device.py"),
+        "sent = copy_to_device(torch.cat([order, *(step.images for step in steps)]), x.device)",
+        "sent = torch.cat([order, *(step.images for step in steps)])",
+    ),
+    "arguments stay on the CPU": (
+        *("copies", "moco/views/augment_on_device.py"),
+        "arguments = numbers.split(",
+        "arguments = torch.zeros(len(numbers)).split(",
+    ),
+    "places stay on the CPU": (
+        *("copies", "moco/views/augment_on_device.py"),
+        "place = copy_to_device(place.view(len(rows), len(places)).T.contiguous(), x.device)",
+        "place = place.view(len(rows), len(places)).T",
+    ),
+    "coordinates of the box on the CPU": (
+        *("copies", "moco/views/augment_on_device.py"),
+        "row = torch.arange(first.shape[2], device=first.device)",
+        "row = torch.arange(first.shape[2])",
+    ),
+    "mask in equalize": (
+        *("copies", "moco/views/pillow_ops_as_tensors.py"),
+        "table = torch.where(step > 0, table, torch.arange(256, device=x.device))",
+        "table[(step == 0).expand_as(table)] = 0",
+    ),
+    "an if in the hue": (
+        *("copies", "moco/views/pillow_ops_as_tensors.py"),
+        "    spread = low.neg_().add_(high)\n",
+        "    spread = low.neg_().add_(high)\n    if not spread.any():\n        return x\n",
+    ),
+    "shuffle by indices on the CPU": (
+        *("rank", "moco/shuffle_bn.py"),
+        "arrivals[copy_to_device(torch.argsort(positions), x.device)]",
+        "arrivals[torch.argsort(positions)]",
+    ),
+    "departures not contiguous": (
+        *("rank", "moco/shuffle_bn.py"),
+        "departures = x[copy_to_device(row[mine], x.device)].contiguous()",
+        "departures = x[copy_to_device(row[mine], x.device)].transpose(2, 3)",
+    ),
+    "labels on the CPU": (
+        *("step", "moco/builder.py"),
+        "labels = [torch.zeros(N, dtype=torch.long, device=k.device) for _ in q]",
+        "labels = [torch.zeros(N, dtype=torch.long) for _ in q]",
+    ),
+    "the place in the queue as a number": (
+        "step",
+        "moco/builder.py",
+        "(self.queue_ptr + torch.arange",
+        "(int(self.queue_ptr) + torch.arange",
+    ),
+    "columns of the queue on the CPU": (
+        "step",
+        "moco/builder.py",
+        "torch.arange(len(keys), device=keys.device)",
+        "torch.arange(len(keys))",
+    ),
+    "accuracy as a number": (
+        "step",
+        "moco/engine/meters.py",
+        "[hit.float().mean() * 100",
+        "[hit.float().mean().item() * 100",
+    ),
+    "the scale is read": (
+        "step",
+        "main_moco.py",
+        "    scaler.update()\n",
+        "    scaler.update()\n    scaler.get_scale()\n",
+    ),
+    "momentum in another layout": (
+        "step",
+        "moco/optim.py",
+        "torch.zeros_like(p)",
+        "torch.zeros(p.shape, device=p.device)",
+    ),
+    "the guard asks in each step": (
+        *("epoch", "moco/engine/nonfinite_loss.py"),
+        "        if self.first is None:\n            self.first =",
+        "        if not loss.isfinite():\n            pass\n        if self.first is None:\n            self.first =",
+    ),
+    "a meter is read alone": (
+        "epoch",
+        "moco/engine/training_epoch.py",
+        "        run.guard.see(loss, i)\n",
+        "        run.guard.see(loss, i)\n        float(loss)\n",
+    ),
+    "the next batch is fetched last": (
+        *("epoch", "moco/engine/training_epoch.py"),
+        "            self.batches.fetch()\n",
+        "            pass\n",
+    ),
+    "a signal's number is copied with a wait": (
+        *("epoch", "moco/engine/training_epoch.py"),
+        "copy_to_device(run.stop.note(), ours.device)",
+        "run.stop.note().to(ours.device)",
+    ),
+    "LARS asks for the norms": (
+        *("probe", "moco/optim.py"),
+        "        ratio = self.trust_coefficient",
+        "        if w_norm == 0:\n            return\n        ratio = self.trust_coefficient",
+    ),
+    "validation reads each batch": (
+        *("probe", "moco/evaluation/validation_accuracy.py"),
+        "        timer.step_ended()\n",
+        "        timer.step_ended()\n        sums.tolist()\n",
+    ),
+}
+
+
+def planted(name):
+    """Makes this process import the project with a bug; raises ValueError if its text does not stand there once."""
+    _, file, text, replacement = BUGS[name]
+    bad = os.path.join(ROOT, file)
+    if file:
+        with open(bad) as source:
+            if source.read().count(text) != 1:
+                raise ValueError(f"{name}: {file} must hold the text to replace exactly once: {text!r}")
+    plain = importlib.machinery.SourceFileLoader.get_code
+
+    def get_code(loader, module):
+        path = loader.get_filename(module)
+        if path != bad:
+            return plain(loader, module)
+        return compile(loader.get_data(path).decode().replace(text, replacement), path, "exec")
+
+    importlib.machinery.SourceFileLoader.get_code = get_code
+
+
+def said_by_check(name):
+    """Plants a bug in this process; returns what the check says, or None."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    planted(name)
+    from tests import gpu_checks  # now, with the bug
+
+    for check, run in CHECKS.items():
+        if BUGS[name][0] in (check, "all"):
+            try:
+                run(gpu_checks)
+            except AssertionError as error:  # RuleBroken is one
+                return str(error)
+    return None
+
+
+def main(names):
+    results = {}
+    for name in names or BUGS:
+        reader, writer = os.pipe()
+        if (child := os.fork()) == 0:
+            try:
+                answer = said_by_check(name)
+            except BaseException as error:
+                answer = f"{type(error).__name__}: {error}"  # not what the check should say
+            os.write(writer, json.dumps(answer).encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as answer:
+            results[name] = json.loads(answer.read() or '"the process died"')
+        os.waitpid(child, 0)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
