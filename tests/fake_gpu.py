@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from tests.fake_streams import Event, Stream
 
 try:
+    from torch._subclasses import fake_tensor
     from torch._subclasses.fake_tensor import (
         DataDependentOutputException,
         DynamicOutputShapeException,
@@ -138,7 +139,7 @@ class FakeGPU(TorchDispatchMode):
         # Before torch.cuda claims to be there: then this mode makes its own stand-ins for the driver.
         self.stack.enter_context(self.fake)
         for target, name, value in self._stand_ins():
-            self.stack.enter_context(mock.patch.object(target, name, value))
+            self.stack.enter_context(mock.patch.object(target, name, value, create=target is fake_tensor))
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -186,6 +187,7 @@ class FakeGPU(TorchDispatchMode):
         yield cuda, "stream", stream
         yield cuda, "current_stream", lambda *_: gpu.stream
         yield cuda, "synchronize", lambda *_: gpu.wait("torch.cuda.synchronize")
+        yield fake_tensor, "init_gpu_context", lambda _: None  # torch 2.11 would start the driver
         yield torch.Tensor, "pin_memory", pin_memory
         yield torch.Tensor, "is_pinned", lambda x, *_: gpu.key(x) in gpu.pinned
         yield torch.Tensor, "record_stream", lambda x, s: gpu.recorded.setdefault(gpu.key(x), set()).add(s.name)

@@ -144,7 +144,7 @@ def check_epoch(steps=5, print_freq=2, world=1):
     Returns:
         For each step, how many batches the loader had given whenever the host waited for the GPU.
     """
-    args = arguments((), 4, 16, print_freq=print_freq, save_every=None, epochs=1, moco_k=16, augment_on="device")
+    args = arguments((), 4, 16, print_freq=print_freq, save_every=None, epochs=1, moco_k=64, augment_on="device")
     plan, waits = main_moco.view_plan(args), []
     with contextlib.ExitStack() as stack:
         gpu = stack.enter_context(fake_gpu())
@@ -158,7 +158,9 @@ def check_epoch(steps=5, print_freq=2, world=1):
         def all_is_well(x):
             """What the ranks' notes look like if every loss is finite and no signal came."""
             answer = torch.zeros(x.shape, dtype=x.dtype)
-            answer[..., :1] = -1  # the first step with a loss that is not finite
+            if x.dim():
+                answer[..., 0] = -1  # the first step with a loss that is not finite
+                answer[..., -1] = print_freq  # steps until the ranks look for signals again
             return answer
 
         def wait(what):

@@ -1,0 +1,98 @@
+"""The rules of a GPU, kept on a CPU: what runs on a GPU mixes no devices, waits for nothing and races with nothing."""
+
+from unittest import mock
+
+import pytest
+
+import main_moco
+from moco.views import augment_on_device
+from moco.views.steps_on_device import TABLES, steps_of
+from tests import gpu_checks as checks
+from tests.gpu_checks import ALL
+
+DESIGNS = [(), *((name,) for name in ALL), ALL]
+SMALL = {"crop": 32, "mini": 16}
+
+
+def named(designs):
+    return "+".join(designs) if 0 < len(designs) < len(ALL) else ("all" if designs else "baseline")
+
+
+@pytest.mark.parametrize("augment_on", ["device", "cpu"])
+@pytest.mark.parametrize("designs", DESIGNS, ids=named)
+def test_batches_are_copied_and_augmented_on_one_side_stream(designs, augment_on):
+    checks.check_copies(designs, 12, augment_on, **SMALL)
+
+
+def test_every_step_of_the_recipes_runs():
+    seen = set()
+
+    def spy(operation, *arguments):
+        seen.add((getattr(operation, "func", operation).__name__, str(getattr(operation, "keywords", ""))))
+        return apply(operation, *arguments)
+
+    apply = augment_on_device.apply
+    with mock.patch.object(augment_on_device, "apply", spy):
+        checks.check_copies(ALL, 256, **SMALL)
+    names = {"adjust", "hue", "gray", "gaussian_blur", "flip", "sharpness", "look_up", "autocontrast", "equalize"}
+    affine = {("affine", "{'bicubic': True}"), ("affine", "{'bicubic': False}")}
+    assert seen == affine | {(name, "") for name in names}
+    # Both kinds of steps of the jitter, and all tables: the batch is large enough for each of them.
+    plan = main_moco.view_plan(checks.arguments(ALL))
+    rows = checks.batch_of_crops(plan, 256)[1][:, 0]
+    assert [step.operation.__name__ for step in steps_of(rows, 32, 32)[:7]] == ["adjust"] * 3 + ["hue"] + [
+        "adjust"
+    ] * 3
+    assert {*rows[:, 11].long().tolist(), *rows[:, 14].long().tolist()} == set(range(-1, 15)) and len(TABLES) == 4
+
+
+# Kernels that the device's augmentation of a batch starts, and GB that it needs at most at a time. Before steps were
+# joined there were 939, 477, 6,246 and 1,748 kernels, and 0.75 and 1.6 GB at batch 256.
+AUGMENTATION = [((), 256, 386, 0.70), ((), 32, 198, 0.13), (ALL, 256, 1100, 1.60), (ALL, 32, 750, 0.21)]
+
+
+@pytest.mark.parametrize("designs, batch, launches, peak", AUGMENTATION)
+def test_the_augmentation_keeps_its_budget(designs, batch, launches, peak):
+    gpu = checks.check_copies(designs, batch)
+    assert gpu.launches / 2 <= launches, gpu.operations.most_common()
+    assert gpu.peak <= peak * 1e9
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("designs", [(), ALL], ids=named)
+def test_no_step_of_the_pretraining_waits(designs, precision, splits):
+    checks.check_step(designs, 8, precision, splits)
+
+
+@pytest.mark.parametrize("designs, launches", [((), 1060), (ALL, 2237)], ids=["baseline", "all"])
+def test_the_step_keeps_its_budget(designs, launches):
+    """ResNet-50 in bf16; the backward pass counts one kernel for each node of its graph."""
+    gpu = checks.check_step(designs, 32, "bf16", tiny=False, steps=2)
+    assert gpu.launches <= launches, gpu.operations.most_common()
+
+
+@pytest.mark.parametrize("world, rank, splits", [(8, 3, 1), (8, 7, 2), (16, 9, 1)])
+@pytest.mark.parametrize("designs", [(), ALL], ids=named)
+def test_a_rank_sends_what_nccl_accepts(designs, world, rank, splits):
+    _, nccl = checks.check_rank(designs, world, rank, splits=splits)
+    images = 4 * (2 if designs else 1)
+    assert {name for name, *_ in nccl.calls} == {"all_to_all_single", "all_gather_single"}
+    assert nccl.calls["all_to_all_single", (images, 3, 32, 32), (images, 3, 32, 32)] == 3
+    if designs:
+        group = 8 // splits
+        assert nccl.calls["all_gather_single", (group, 2, 6), (1, 2, 6)] == 3
+        assert [size for size, _ in nccl.groups] == ([group] * (world // group) if group < world else [])
+
+
+@pytest.mark.parametrize("world", [1, 8])
+def test_a_log_line_waits_once_and_only_after_the_next_batch_is_queued(world):
+    waits = checks.check_epoch(steps=6, print_freq=2, world=world)
+    checks.check_waits(waits)
+    assert [len(step) for step in waits] == [1, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("lars", [True, False])
+@pytest.mark.parametrize("precision", [None, "bf16"])
+def test_linear_classification_waits_once_in_a_validation(precision, lars):
+    assert len(checks.check_linear_classification(precision, lars)) == 1
