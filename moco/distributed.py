@@ -3,16 +3,38 @@
 Without a process group the rank is 0, the world size is 1, and collectives act as they do for a single rank.
 """
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 
 # Newer releases of torch renamed this function and warn about the older name.
 _all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_timeout = None  # of collectives; None means torch's default
 
 
 def is_initialized():
     """Whether this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()
+
+
+def init_process_group(backend, store, rank, world, timeout, device):
+    """Makes this process a rank of a process group.
+
+    Args:
+        backend: "nccl" or "gloo". store: a torch.distributed store of its own. rank: of this process, 0-based.
+        world: number of processes. timeout: seconds that a collective may take, in groups of `new_group`, too.
+        device: of this process.
+    """
+    global _timeout
+    _timeout = timedelta(seconds=timeout)
+    only = {"device_id": device} if backend == "nccl" else {}
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_timeout, **only)
+
+
+def new_group(ranks):
+    """A process group of some ranks with the time-out of `init_process_group`. Every rank must call this function."""
+    return dist.new_group(ranks, timeout=_timeout)
 
 
 def rank():

@@ -5,12 +5,11 @@ The source's projector normalises each group separately.
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from moco.batchnorm import SplitBatchNorm, replace_batchnorm, update_running_statistics
-from moco.distributed import all_gather, rank, world_size
+from moco.distributed import all_gather, new_group, rank, world_size
 from moco.precision import at_least_fp32
 
 
@@ -65,7 +64,7 @@ def process_group(size):
     world = world_size()
     if size == world:
         return None
-    return [dist.new_group(range(first, first + size)) for first in range(0, world, size)][rank() // size]
+    return [new_group(range(first, first + size)) for first in range(0, world, size)][rank() // size]
 
 
 class SyncTargetBatchNorm1d(nn.BatchNorm1d):

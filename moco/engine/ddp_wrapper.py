@@ -7,6 +7,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from moco.distributed import from_all, world_size
+from moco.engine import watchdog
 
 # Newer releases of torch renamed this argument and warn about the older name.
 _ddp_arguments = inspect.signature(DistributedDataParallel).parameters
@@ -29,6 +30,7 @@ def data_parallel(model, device, loss_of):
     """
     if world_size() == 1:
         return model
+    watchdog.at_start("comparing the models")
     check_equal(model.state_dict())
     ids = [device.index] if device.type == "cuda" else None
     net = DistributedDataParallel(model, device_ids=ids, static_graph=True, gradient_as_bucket_view=True, **NO_BUFFERS)
@@ -66,7 +68,8 @@ def fix_bucket_layout(net, loss_of):
         loss_of: as for `data_parallel`.
     """
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    for _ in range(2):
+    for stage in ("first warm-up pass, with --compile also compiling", "second warm-up pass"):
+        watchdog.at_start(stage)
         loss_of(net).backward()  # DDP orders its buckets in the order in which these gradients arrive
         net.zero_grad(set_to_none=True)
     net.load_state_dict(before)

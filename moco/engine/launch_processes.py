@@ -11,13 +11,13 @@ import sys
 import tempfile
 import time
 import traceback
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from moco.data.worker_processes import STOP_SIGNALS
+from moco.distributed import init_process_group
 from moco.engine.launch_plan import cores
 from moco.engine.preemption import EXIT_CODE, Stopped
 from moco.engine.rendezvous import RendezvousError, rendezvous
@@ -111,19 +111,18 @@ def _join_group(local_rank, worker, plan, timeout, folder, lost, launcher, args)
     if plan.mode == "spawn":
         # The launcher's death is signalled by SIGINT, which a background job of a shell ignores by default.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    device = _device(local_rank if plan.gpu is None else plan.gpu)
     rank, world = plan.node * plan.local + local_rank, plan.world
-    if plan.mode == "spawn" and device.type == "cpu":
-        # Processes on one machine share its cores. torchrun does the same by OMP_NUM_THREADS.
-        torch.set_num_threads(max(1, cores() // plan.local))
+    # Processes on one machine share its cores: those that compile, and below those that compute.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, cores() // plan.local)))
     url = plan.url or f"file://{folder}/rendezvous"
-    pin = {"device_id": device} if plan.backend == "nccl" else {}
     try:
         store = rendezvous(url, rank, world, timeout or RENDEZVOUS)
-        later = timedelta(seconds=(timeout or RENDEZVOUS) + 60)  # torch's own time-out, which names no rank
-        group = dist.PrefixStore("group", store)
-        dist.init_process_group(plan.backend, store=group, rank=rank, world_size=world, timeout=later, **pin)
         with Watchdog(dist.PrefixStore("watchdog", store), rank, world, timeout or math.inf, lost):
+            device = _device(local_rank if plan.gpu is None else plan.gpu)
+            if plan.mode == "spawn" and device.type == "cpu":
+                torch.set_num_threads(max(1, cores() // plan.local))  # torchrun does the same by OMP_NUM_THREADS
+            later = (timeout or RENDEZVOUS) + 60  # torch's own time-out, which names no rank
+            init_process_group(plan.backend, dist.PrefixStore("group", store), rank, world, later, device)
             worker(device, *args)
     except RendezvousError as error:
         say(f"rank {rank}: {error}", True)

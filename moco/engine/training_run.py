@@ -13,7 +13,7 @@ import torch
 from moco.data.bad_image_substitutes import Substitutes
 from moco.data.worker_processes import cause_of_death
 from moco.distributed import from_rank_0, rank
-from moco.engine import startup_report
+from moco.engine import startup_report, watchdog
 from moco.engine.checkpoint_background_writer import BackgroundWriter, size_of, warn_if_disk_too_small
 from moco.engine.checkpoint_file_read import read_on_all_ranks
 from moco.engine.checkpoint_format import bn_batch_of, checkpoint_of, progress_of
@@ -71,6 +71,7 @@ class Run:
     """
 
     def __init__(self, device, args, launch, names):
+        watchdog.at_start("reading the checkpoint")
         args.seed, args.resume = from_rank_0((args.seed, args.resume))
         check_same_options(args)
         torch.backends.cudnn.benchmark = True
@@ -83,6 +84,7 @@ class Run:
         if args.start_epoch not in (None, self.place[0]):
             self.place = args.start_epoch, 0
         self.best_acc1 = self.checkpoint.get("best_acc1", 0.0) if names.best else None
+        watchdog.at_start("building the model")
         self.exits = ExitStack()
 
     def __enter__(self):
@@ -143,6 +145,7 @@ class Run:
             finish: the function of `data.prefetch_to_device.finisher`.
         """
         args, (first, start) = self.args, self.place
+        watchdog.at_start("starting the data workers")
         self.loader, self.finish = loader, finish
         self.log = JsonLog(args.output_dir if rank() == 0 else None)
         self.log.write_start(args, self.device, self.place)

@@ -2,26 +2,44 @@
 
 A collective waits for every process. If one process is stuck, the others would wait until torch's own time-out, and
 then they would not know which one is stuck. With NCCL, they are inside a call that a Python exception can't interrupt.
-Therefore a thread in each process watches the training loop. It ends the process if the loop makes no progress for too
-long, if another process of the run failed, or if a process of this node died. The threads communicate through the
-store of the rendezvous, not through collectives.
+Some libraries even keep Python's global lock (GIL) while they wait for a GPU; then no thread of that process runs.
+Therefore each process of a run forks a small process of its own that watches its training loop. It ends the run if
+the loop makes no progress for too long, if another process of the run failed, or if a process of this node died. The
+watching processes communicate through the store of the rendezvous, not through collectives.
 """
 
 import contextlib
 import json
+import mmap
+import os
+import signal
+import struct
 import threading
 import time
 
+from moco.data.worker_processes import STOP_SIGNALS, stop_signals_held
 from moco.engine.checkpoint_background_writer import THREAD
 from moco.engine.preemption import Stopped, end_at_once
 from moco.pipe_safe_print import say
 
-LOOK = 2.0  # seconds between two checks
+LOOK = 2.0  # seconds between two looks at the loop and the store
+ALIVE = 0.2  # seconds between two looks at the process that is watched
 GRACE = 4.0  # seconds to wait for an answer, or for a process to end by itself
 WRITE = 60.0  # seconds that an ending process waits for a checkpoint that is being written
 KEEPER = "the process that hosts the rendezvous store (rank 0, or the agent of torchrun)"
+STAGES = (
+    "joining the others",
+    "reading the checkpoint",
+    "building the model",
+    "comparing the models",
+    "first warm-up pass, with --compile also compiling",
+    "second warm-up pass",
+    "starting the data workers",
+)
 DATA, STEP, AHEAD, REPORT = range(4)  # phases of a step
 PHASES = ("waiting for data", "computing", "waiting for the next batch", "logging or saving")
+PLACE = struct.Struct("qqqd")  # epoch, step and phase, and when the loop got there
+END, STAY = b"e", b"s"  # what the watching process asks for, and what ends the thread that waits for it
 
 _current = None  # this process's Watchdog
 
@@ -33,19 +51,26 @@ def at(epoch, step, phase):
         epoch, step: 0-based numbers that grow in the same way on all ranks. phase: DATA, STEP, AHEAD or REPORT.
     """
     if _current is not None:
-        _current.place, _current.moved = (epoch, step, phase), time.monotonic()
+        _current.note(epoch, step, phase)
+
+
+def at_start(stage):
+    """As `at`, before the first epoch: `stage` is one of STAGES. Each stage may take as long as a step."""
+    at(-1, STAGES.index(stage), 0)
 
 
 def in_words(place):
-    """A place (epoch, step, phase) in words; None means before the first step."""
-    if place is None:
-        return "at the start"
+    """A place (epoch, step, phase) in words."""
     epoch, step, phase = place
+    if epoch < 0:
+        return f"at the start, {STAGES[step]}"
     return f"epoch {epoch}, step {step}, {PHASES[phase]}"
 
 
 class Watchdog:
     """A context manager that watches the training loop of this process.
+
+    Enter it before the process uses a GPU or starts threads, since it forks.
 
     Args:
         store: a torch.distributed store that all ranks share.
@@ -55,37 +80,86 @@ class Watchdog:
     """
 
     def __init__(self, store, rank, world, timeout, lost=None):
-        self.store = store.clone()  # since the main thread may block the original in a long call
+        self.store, self.watchers_store = store, store.clone()
         self.rank, self.world, self.timeout, self.lost = rank, world, timeout, lost
-        self.place, self.moved = None, time.monotonic()
-        self.stop, self.talk = threading.Event(), None
+        self.shared = mmap.mmap(-1, PLACE.size + 1)  # the place, and whether this process has begun to end
+        self.note(-1, 0, 0)
+        self.talk = None
+
+    def note(self, epoch, step, phase):
+        """Writes the place of the training loop, and the time, into the shared memory."""
+        PLACE.pack_into(self.shared, 0, epoch, step, phase, time.monotonic())
 
     def __enter__(self):
         global _current
-        _current = self
-        self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        _current, self.watched = self, os.getpid()
+        self.requests, self.request = os.pipe()
+        with stop_signals_held():
+            self.watcher = os.fork()
+            if self.watcher == 0:
+                self._watch()
+        self.thread = threading.Thread(target=self._obey, name="watchdog", daemon=True)
         self.thread.start()
         return self
 
     def __exit__(self, kind, error, traceback):
         global _current
         _current = None
-        self.stop.set()
-        self.thread.join(GRACE)
+        os.kill(self.watcher, signal.SIGKILL)
+        os.waitpid(self.watcher, 0)
+        os.write(self.request, STAY)  # closing would not wake the thread, since data workers hold the pipe open
+        self.thread.join()
+        os.close(self.request)
+        os.close(self.requests)
         if kind is not None and not issubclass(kind, Stopped):
             with contextlib.suppress(RuntimeError, TimeoutError):  # perhaps no other process is left
                 self._alarm(f"rank {self.rank} failed")
 
+    # In the process that is watched.
+
+    def _obey(self):
+        """Waits until the watching process asks this one to end, then ends it."""
+        if os.read(self.requests, 1) == STAY:
+            return
+        self.shared[PLACE.size] = 1
+        for thread in threading.enumerate():
+            if thread.name == THREAD:
+                thread.join(WRITE)
+        end_at_once(1)
+
+    # In the process that watches.
+
     def _watch(self):
-        while not self.stop.wait(LOOK):
-            try:
-                self._look()
-            except RuntimeError:
-                self._end(f"{KEEPER} has ended")
-            except TimeoutError:  # no reason to end anything as long as this rank makes progress
-                if self._is_late():
-                    say(f"error: no step ended within --timeout {self.timeout:g} s; {KEEPER} does not respond", True)
-                    self._end()
+        """The watching process; it never returns."""
+        try:
+            for number in STOP_SIGNALS:  # they also reach this process if they are sent to a whole job
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            self.store = self.watchers_store
+            while self._lives(LOOK):
+                try:
+                    self._look()
+                except RuntimeError:
+                    self._end(f"{KEEPER} has ended")
+                except TimeoutError:  # no reason to end anything as long as this rank makes progress
+                    if self._is_late():
+                        late = f"error: no step ended within --timeout {self.timeout:g} s"
+                        say(f"{late}; {KEEPER} does not respond", True)
+                        self._end()
+        finally:
+            os._exit(0)
+
+    def _lives(self, seconds):
+        """Waits so long, or until the watched process has ended; returns whether it still lives."""
+        deadline = time.monotonic() + seconds
+        while (lives := os.getppid() == self.watched) and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(ALIVE, left))
+        return lives
+
+    def _place(self):
+        """The place of the training loop, and when it got there."""
+        *place, moved = PLACE.unpack_from(self.shared)
+        return place, moved
 
     def _look(self):
         if self.lost is not None and self.lost.value:
@@ -100,7 +174,7 @@ class Watchdog:
             self._end()
 
     def _is_late(self):
-        return time.monotonic() - self.moved > self.timeout
+        return time.monotonic() - self._place()[1] > self.timeout
 
     def _in_time(self, function, *args):
         """Returns `function(*args)`, which uses the store; raises TimeoutError if that takes longer than GRACE.
@@ -137,7 +211,7 @@ class Watchdog:
         self._in_time(tell)
 
     def _answer(self):
-        self.store.set(f"place/{self.rank}", json.dumps(self.place))
+        self.store.set(f"place/{self.rank}", json.dumps(self._place()[0]))
 
     def _ask(self):
         """Prints which ranks are behind; only the first rank that gets here prints."""
@@ -151,37 +225,39 @@ class Watchdog:
         say(verdict(places, self.world, self.timeout), True)
 
     def _end(self, reason="", tell=""):
-        """Ends this process, unless it ends by itself within a grace period. Sends `tell` to the other ranks first."""
+        """Ends the watched process, unless it ends by itself within a grace period. Sends `tell` to the others first.
+
+        This process ends, too.
+        """
         if tell:
             with contextlib.suppress(RuntimeError, TimeoutError):
                 self._alarm(tell)
-        # Rank 0 waits longer, since it keeps the store that the others still read.
-        if self.stop.wait(3 * GRACE if self.rank == 0 else GRACE):
-            return
-        if reason:
-            say(f"rank {self.rank}: {reason}; this process ends too", True)
-        for thread in threading.enumerate():
-            if thread.name == THREAD:
-                thread.join(WRITE)
-        end_at_once(1)
+        # Rank 0 gets more time, since it keeps the store that the others still read.
+        if self._lives(3 * GRACE if self.rank == 0 else GRACE):
+            if reason:
+                say(f"rank {self.rank}: {reason}; this process ends too", True)
+            os.write(self.request, END)
+            if self._lives(GRACE) and (not self.shared[PLACE.size] or self._lives(WRITE + GRACE)):
+                os.kill(self.watched, signal.SIGKILL)  # no thread of it runs, so it can't clean up
+        os._exit(0)
 
 
 def verdict(places, world, timeout):
     """The error message that names the ranks which did not arrive.
 
     Args:
-        places: for each rank that answered, its place (epoch, step, phase) or None. world: number of ranks.
+        places: for each rank that answered, its place (epoch, step, phase). world: number of ranks.
         timeout: in seconds.
     """
     silent = [r for r in range(world) if r not in places]
-    furthest = max((tuple(place or ()) for place in places.values()), default=())
-    behind = [r for r, place in places.items() if tuple(place or ()) < furthest]
+    furthest = max((tuple(place) for place in places.values()), default=(-1, 0, 0))
+    behind = [r for r, place in places.items() if tuple(place) < furthest]
     waits = f"no step ended within --timeout {timeout:g} s"
     late = [f"rank {r} ({in_words(places[r])})" for r in behind] + [f"rank {r} (no answer)" for r in silent]
     if late:
-        arrived = in_words(furthest or None)
+        arrived = in_words(furthest)
         return f"error: {waits}; {', '.join(late)} did not arrive; all other ranks ({arrived}) wait for that"
     return (
-        f"error: {waits}; all ranks are at the same point ({in_words(furthest or None)}), so the loading of data, a "
+        f"error: {waits}; all ranks are at the same point ({in_words(furthest)}), so the loading of data, a "
         "device or the network is stuck; if a step really takes so long, give a longer --timeout"
     )

@@ -1,6 +1,11 @@
 """Runs that no longer get on: who is behind is named, and nobody waits for ever."""
 
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 
@@ -10,24 +15,22 @@ import torch.distributed as dist
 from moco.engine import watchdog
 from moco.engine.watchdog import DATA, STEP, Watchdog, verdict
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-
 
 @pytest.fixture
 def store(tmp_path):
-    return dist.FileStore(str(tmp_path / "store"), 3)
+    store = dist.FileStore(str(tmp_path / "store"), 3)
+    store.set("key", "")  # makes the file
+    return store
 
 
 @pytest.fixture
 def ends(monkeypatch):
-    """Short periods, and what would end the process ends its thread: waits for so many ends, returns the codes."""
+    """Short periods. What would end this process is only counted; returns a function that waits for so many ends."""
     monkeypatch.setattr(watchdog, "LOOK", 0.05)
     monkeypatch.setattr(watchdog, "GRACE", 0.5)
+    monkeypatch.setattr(watchdog, "WRITE", 1000)  # until the watching process would kill this one
     codes = []
-
-    def end(code):
-        codes.append(code)
-        raise SystemExit
+    monkeypatch.setattr(watchdog, "end_at_once", codes.append)
 
     def wait(n):
         deadline = time.monotonic() + 20
@@ -35,7 +38,6 @@ def ends(monkeypatch):
             time.sleep(0.01)
         return codes
 
-    monkeypatch.setattr(watchdog, "end_at_once", end)
     return wait
 
 
@@ -48,13 +50,22 @@ def test_a_run_that_gets_on_is_left_alone(store, ends):
     watchdog.at(0, 99, STEP)  # nothing is watched any more
 
 
-def test_ranks_that_are_behind_are_named_by_one_of_those_that_wait(store, ends, capsys):
+def test_each_stage_of_the_start_has_the_whole_time(store, ends):
+    with Watchdog(store, 0, 1, timeout=0.4):
+        for stage in watchdog.STAGES:
+            watchdog.at_start(stage)
+            time.sleep(0.2)
+    assert ends(0) == []
+
+
+def test_ranks_that_are_behind_are_named_by_one_of_those_that_wait(store, ends, capfd):
     dogs = [Watchdog(store, rank, 3, timeout=0.3) for rank in range(2)]
-    dogs[0].place, dogs[1].place = (1, 7, STEP), (1, 7, DATA)
+    dogs[0].note(1, 7, STEP)
+    dogs[1].note(1, 7, DATA)
     for dog in dogs:
         dog.__enter__()
     assert ends(2) == [1, 1]
-    error = capsys.readouterr().err
+    error = capfd.readouterr().err
     assert error.count("did not arrive") == 1
     assert (
         "no step ended within --timeout 0.3 s; rank 1 (epoch 1, step 7, waiting for data), rank 2 (no answer) did not "
@@ -64,12 +75,12 @@ def test_ranks_that_are_behind_are_named_by_one_of_those_that_wait(store, ends, 
         dog.__exit__(None, None, None)
 
 
-def test_another_ranks_failure_ends_this_one_where_it_would_hang(store, ends, capsys):
+def test_another_ranks_failure_ends_this_one_where_it_would_hang(store, ends, capfd):
     with pytest.raises(KeyError), Watchdog(store, 1, 3, timeout=60):
         raise KeyError("of rank 1")
     with Watchdog(store, 0, 3, timeout=60):
         assert ends(1) == [1]
-    assert "rank 0: rank 1 failed; this process ends too" in capsys.readouterr().err
+    assert "rank 0: rank 1 failed; this process ends too" in capfd.readouterr().err
 
 
 def test_a_process_that_ends_by_itself_is_not_ended(store, ends):
@@ -83,7 +94,8 @@ def test_a_process_that_ends_by_itself_is_not_ended(store, ends):
 
 def test_a_dead_process_beside_it_ends_this_one_and_tells_other_nodes(store, ends):
     lost = multiprocessing.RawValue("b", 0)
-    with Watchdog(store, 0, 3, timeout=60, lost=lost):
+    with Watchdog(store, 0, 3, timeout=60, lost=lost) as dog:
+        os.kill(dog.watcher, signal.SIGTERM)  # as a scheduler signals every process of a job
         lost.value = 1
         assert ends(1) == [1]
     assert store.get("alarm") == b"another process on the node of rank 0 died"
@@ -98,7 +110,7 @@ class Store:
     def clone(self):
         return self
 
-    def check(self, keys):
+    def check(self, *_):
         if self.frozen:
             threading.Event().wait(30)
         raise RuntimeError("connection reset")
@@ -106,16 +118,16 @@ class Store:
     add = check
 
 
-def test_without_its_store_a_process_ends(ends, capsys):
+def test_without_its_store_a_process_ends(ends, capfd):
     with Watchdog(Store(frozen=False), 1, 3, timeout=60):
         assert ends(1) == [1]
     assert (
         "the process that hosts the rendezvous store (rank 0, or the agent of torchrun) has ended"
-        in capsys.readouterr().err
+        in capfd.readouterr().err
     )
 
 
-def test_a_store_that_does_not_answer_is_named_only_where_the_run_hangs(ends, capsys):
+def test_a_store_that_does_not_answer_is_named_only_where_the_run_hangs(ends, capfd):
     with Watchdog(Store(frozen=True), 1, 3, timeout=60):
         time.sleep(1)
     assert ends(0) == []
@@ -123,17 +135,71 @@ def test_a_store_that_does_not_answer_is_named_only_where_the_run_hangs(ends, ca
         assert ends(1) == [1]
     assert (
         "--timeout 0.1 s; the process that hosts the rendezvous store (rank 0, or the agent of torchrun) does not"
-        in (capsys.readouterr().err)
+        in (capfd.readouterr().err)
     )
     with pytest.raises(KeyError), Watchdog(Store(frozen=True), 1, 3, timeout=60):
         raise KeyError  # which is not held up by telling the others
+
+
+ALONE = """
+import sys, time
+import torch.distributed as dist
+from moco.engine.watchdog import Watchdog
+with Watchdog(dist.FileStore(sys.argv[1], 1), 0, 1, 600):
+    print(1, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_watching_process_ends_with_a_killed_one(tmp_path):
+    program = subprocess.Popen([sys.executable, "-c", ALONE, str(tmp_path / "s")], stdout=subprocess.PIPE, text=True)
+    assert program.stdout.readline() == "1\n"
+    program.kill()
+    program.communicate(timeout=20)  # returns when no process holds the pipe any more
+
+
+# One rank never gets on, in a call that holds Python's global lock; which one has come further is given.
+HOLDS_THE_LOCK = """
+    import re, sys, time
+    import torch
+    import torch.distributed as dist
+    from moco.engine import watchdog
+    from moco.engine.launch_processes import start_processes
+    from moco.engine.launch_plan import Launch
+
+    watchdog.LOOK, watchdog.GRACE = 0.2, 0.5
+
+    def worker(device, step):
+        watchdog.at(0, int(step) if dist.get_rank() == 1 else 5, watchdog.STEP)
+        if dist.get_rank() == 1:
+            re.match(r"(a+)+$", 40 * "a" + "b")
+        time.sleep(1000)
+
+    if __name__ == "__main__":
+        start_processes(worker, Launch("spawn", local=2, backend="gloo"), sys.argv[1], timeout=2)
+"""
+
+
+@pytest.mark.parametrize(
+    "step, blamed",
+    [
+        (4, "rank 1 (epoch 0, step 4, computing) did not arrive; all other ranks (epoch 0, step 5, computing) wait"),
+        (6, "rank 0 (epoch 0, step 5, computing) did not arrive; all other ranks (epoch 0, step 6, computing) wait"),
+    ],
+)
+def test_a_rank_that_holds_pythons_lock_answers_and_ends(step, blamed, tmp_path):
+    (tmp_path / "program.py").write_text(textwrap.dedent(HOLDS_THE_LOCK))
+    command = [sys.executable, str(tmp_path / "program.py"), str(step)]
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    result = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True, timeout=100)
+    assert result.returncode == 1 and blamed in result.stderr
 
 
 @pytest.mark.parametrize(
     "places, said",
     [
         ({0: (0, 3, STEP), 1: (0, 2, STEP)}, "s; rank 1 (epoch 0, step 2, computing) did not arrive"),
-        ({0: (0, 3, STEP), 1: None}, "s; rank 1 (at the start) did not arrive"),
+        ({0: (0, 3, STEP), 1: (-1, 2, 0)}, "s; rank 1 (at the start, building the model) did not arrive"),
         (
             {0: (0, 3, DATA)},
             "rank 1 (no answer) did not arrive; all other ranks (epoch 0, step 3, waiting for data) wait",
@@ -142,7 +208,7 @@ def test_a_store_that_does_not_answer_is_named_only_where_the_run_hangs(ends, ca
             {0: (2, 3, STEP), 1: (2, 3, STEP)},
             "all ranks are at the same point (epoch 2, step 3, computing), so the loading of data, a device or",
         ),
-        ({0: None, 1: None}, "all ranks are at the same point (at the start), so"),
+        ({0: (-1, 0, 0), 1: (-1, 0, 0)}, "all ranks are at the same point (at the start, joining the others), so"),
     ],
 )
 def test_verdicts(places, said):

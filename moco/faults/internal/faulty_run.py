@@ -93,8 +93,9 @@ class TrainingRun:
 
     def signal_worker(self, rank, number):
         """Sends a signal to a data worker of a rank, from another program."""
-        self.wait_until(lambda: children(self.ranks()[rank]))
-        subprocess.run(["kill", f"-{int(number)}", str(children(self.ranks()[rank])[0])], check=True)
+        self.wait_until(lambda: len(children(self.ranks()[rank])) > 1)
+        _watchdog, worker, *_ = children(self.ranks()[rank])
+        subprocess.run(["kill", f"-{int(number)}", str(worker)], check=True)
 
     def limit_files(self, rank, size):
         """Limits the size of every file that a rank writes to `size` bytes, which acts like a full disk."""
