@@ -128,11 +128,14 @@ def train(run, train_folder, val_folder):
         run.announce(*[unused] * bool(args.pretrained))
     else:
         run.announce(load_backbone(model, args.pretrained, args.arch))
-    net = run.prepare(model, optimizer, partial(noise_output, args.crop_size, args.precision))
+    noise = partial(noise_output, args.crop_size, args.precision)
+    net = run.prepare(model, optimizer, noise, trains=not args.evaluate)
     batch = args.total_batch // run.launch.world
-    val_loader = validation_loader(val_folder, args.crop_size, batch, run.workers)
-    validate_now = partial(validate, model, val_loader, len(val_folder), run.device, args.precision, args.print_freq)
+    val_loader = validation_loader(val_folder, args.crop_size, batch, run.workers, run.room)
+    how = run.device, args.precision, args.print_freq, run.fixed_batch
+    validate_now = partial(validate, model, val_loader, len(val_folder), *how)
     if args.evaluate:
+        model.requires_grad_(False)  # so that --compile makes no graph for training
         validate_now(partial(watchdog.at, 0, phase=watchdog.STEP))
         return
     frozen = frozen_tensors(model)

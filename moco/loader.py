@@ -6,6 +6,7 @@ of data workers, and a resumed run gets the batches that the uninterrupted run w
 """
 
 import functools
+import math
 import os
 import random
 import sys
@@ -18,9 +19,14 @@ from moco.data.sampler import EpochBatchSampler
 from moco.data.view_datasets import CentralViews, RandomCrops, RandomViews
 from moco.data.worker_processes import start_worker, stop_signals_held
 from moco.distributed import rank, world_size
+from moco.pipe_safe_print import say
+
+IN_ADVANCE = 2  # batches that a data worker prepares in advance
 
 
-def training_loader(folder, views, batch, seed, workers, drop_last=True, augment_on="cpu", substitutes=None):
+def training_loader(
+    folder, views, batch, seed, workers, drop_last=True, augment_on="cpu", substitutes=None, room=math.inf
+):
     """Makes the DataLoader of the training batches.
 
     Before each epoch, set `epoch` and `start` of its `batch_sampler`. The function that
@@ -33,6 +39,7 @@ def training_loader(folder, views, batch, seed, workers, drop_last=True, augment
         drop_last: as in EpochBatchSampler.
         augment_on: "cpu": Pillow does everything in the data workers; "device": the workers only decode and crop.
         substitutes: a Substitutes for images that can't be decoded, or None.
+        room: bytes that batches may fill while they wait for the device; as `make_loader`.
 
     Returns:
         A DataLoader. Its batches are those of RandomViews ("cpu") or RandomCrops ("device") in data/view_datasets.py.
@@ -41,10 +48,12 @@ def training_loader(folder, views, batch, seed, workers, drop_last=True, augment
         BadImageError, TooManyBadImages: during the iteration, if images can't be decoded.
     """
     batches = EpochBatchSampler(len(folder), batch, seed, drop_last)
+    own = batch // world_size()
     if augment_on == "cpu":
-        return make_loader(RandomViews(folder, views, seed, substitutes), workers, batch_sampler=batches)
+        dataset = RandomViews(folder, views, seed, substitutes)
+        return make_loader(dataset, workers, own, room, batch_sampler=batches)
     crops = RandomCrops(folder, views, seed, substitutes)
-    return make_loader(crops, workers, batch_sampler=batches, collate_fn=already_a_batch)
+    return make_loader(crops, workers, own, room, batch_sampler=batches, collate_fn=already_a_batch)
 
 
 def already_a_batch(batch):
@@ -52,20 +61,21 @@ def already_a_batch(batch):
     return batch
 
 
-def validation_loader(folder, size, batch, workers):
+def validation_loader(folder, size, batch, workers, room=math.inf):
     """Makes the DataLoader of this process's share of the validation images. Each image is in exactly one share.
 
     A batch is (view, label): n x 3 x size x size (uint8) and n (long), with n <= batch.
 
     Args:
         folder: an ImageFolder. size: side of the central crop in pixels.
-        batch: images per step of this process. workers: data workers of this process.
+        batch: images per step of this process. workers: data workers of this process. room: as `make_loader`.
 
     Raises:
         OSError: during the iteration, if an image can't be decoded.
     """
     first, last = (len(folder) * r // world_size() for r in (rank(), rank() + 1))
-    return make_loader(CentralViews(folder, size), workers, sampler=range(first, last), batch_size=batch)
+    dataset = CentralViews(folder, size)
+    return make_loader(dataset, workers, batch, room, sampler=range(first, last), batch_size=batch)
 
 
 class SignalSafeLoader(DataLoader):
@@ -76,15 +86,26 @@ class SignalSafeLoader(DataLoader):
             return super().__iter__()
 
 
-def make_loader(dataset, workers, **batches):
+def make_loader(dataset, workers, batch, room, **batches):
     """A DataLoader whose workers persist over epochs, ignore stop signals, and exit with this process.
 
     Args:
-        dataset: any Dataset. workers: number of data workers. batches: further arguments of DataLoader.
+        dataset: RandomViews, RandomCrops or CentralViews. workers: number of data workers, at most.
+        batch: images of a batch. room: bytes that batches may fill while they wait for the device.
+        batches: further arguments of DataLoader.
     """
+    # torch rounds the size of pinned memory up to a power of two.
+    size = sum(2 ** math.ceil(math.log2(max(1, batch * n))) for n in dataset.bytes_each())
+    wanted, (workers, ahead) = workers, in_flight(workers, size, room)
+    if workers and rank() == 0 and (workers, ahead) != (wanted, IN_ADVANCE):
+        say(
+            f"note: {workers} of {wanted} data workers start, and each prepares {ahead} of {IN_ADVANCE} batches in "
+            f"advance, since batches of {size / 1e9:.2g} GB would fill more than {room / 1e9:.2g} GB of the memory"
+        )
     return SignalSafeLoader(
         dataset,
         num_workers=workers,
+        prefetch_factor=ahead if workers else None,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=functools.partial(start_worker, os.getpid()),
@@ -92,6 +113,18 @@ def make_loader(dataset, workers, **batches):
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         **batches,
     )
+
+
+def in_flight(workers, size, room):
+    """How many data workers may run, and how many batches each may prepare in advance: (workers, batches).
+
+    Args:
+        workers: as wanted. size: of a batch in bytes. room: bytes that all batches may fill.
+    """
+    for ahead in range(IN_ADVANCE, 0, -1):
+        if workers * ahead * size <= room:
+            return workers, ahead
+    return max(1, int(room // size)), 1
 
 
 class GaussianBlur:

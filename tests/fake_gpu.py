@@ -30,7 +30,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tests.fake_streams import Event, Stream
+from tests.fake_cuda import Stream, stand_ins
 
 try:
     from torch._subclasses import fake_tensor
@@ -138,7 +138,7 @@ class FakeGPU(TorchDispatchMode):
         self.stack = contextlib.ExitStack()
         # Before torch.cuda claims to be there: then this mode makes its own stand-ins for the driver.
         self.stack.enter_context(self.fake)
-        for target, name, value in self._stand_ins():
+        for target, name, value in stand_ins(self):
             self.stack.enter_context(mock.patch.object(target, name, value, create=target is fake_tensor))
         return super().__enter__()
 
@@ -147,55 +147,7 @@ class FakeGPU(TorchDispatchMode):
         self.stack.close()
         FakeGPU.current = None
 
-    def _stand_ins(self):
-        cuda, gpu = torch.cuda, self
-
-        @contextlib.contextmanager
-        def stream(side):
-            before, gpu.stream = gpu.stream, side
-            try:
-                yield
-            finally:
-                gpu.stream = before
-
-        def new_stream(*_, **__):
-            gpu.streams += 1
-            return Stream(f"side {gpu.streams}")
-
-        def pin_memory(x, *_):
-            if gpu.key(x) in gpu.pinned:
-                return x
-            gpu.late_pins.append(tuple(x.shape))
-            copy = x.clone()
-            gpu.pin(copy)
-            return copy
-
-        def to_list(x):
-            return (x.cpu() if x.device.type == "cuda" else x).numpy().tolist()
-
-        yield cuda, "is_available", lambda: True
-        yield cuda, "is_initialized", lambda: True
-        yield cuda, "device_count", lambda: 1
-        yield cuda, "current_device", lambda: 0
-        yield cuda, "set_device", lambda _: None
-        yield cuda, "_lazy_init", lambda: None
-        yield cuda, "is_bf16_supported", lambda *_, **__: True
-        yield cuda, "get_device_capability", lambda *_: (9, 0)
-        yield cuda, "get_device_name", lambda *_: "a GPU of fake tensors"
-        yield cuda, "Stream", new_stream
-        yield cuda, "Event", Event
-        yield cuda, "stream", stream
-        yield cuda, "current_stream", lambda *_: gpu.stream
-        yield cuda, "synchronize", lambda *_: gpu.wait("torch.cuda.synchronize")
-        yield fake_tensor, "init_gpu_context", lambda _: None  # torch 2.11 would start the driver
-        yield torch.Tensor, "pin_memory", pin_memory
-        yield torch.Tensor, "is_pinned", lambda x, *_: gpu.key(x) in gpu.pinned
-        yield torch.Tensor, "record_stream", lambda x, s: gpu.recorded.setdefault(gpu.key(x), set()).add(s.name)
-        yield torch.Tensor, "backward", lambda loss, *_, **__: self._backward(loss)
-        yield FakeTensor, "tolist", to_list
-        yield torch.cuda.amp.common, "amp_definitely_not_available", lambda: False
-
-    def _backward(self, loss):
+    def backward(self, loss):
         """Stands for Tensor.backward: gives every leaf a gradient, and counts the nodes of the graph."""
         seen, leaves, open_nodes = set(), [], [loss.grad_fn]
         while open_nodes:

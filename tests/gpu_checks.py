@@ -215,5 +215,5 @@ def check_linear_classification(precision=None, lars=True):
             for n in (8, 8, 3)
         ]
         with gpu.waits_allowed() as waits:
-            validate(model, FakeLoader(batches), 19, CUDA, precision, 1, lambda i: None)
+            validate(model, FakeLoader(batches), 19, CUDA, precision, 1, True, lambda i: None)
     return waits

@@ -85,3 +85,30 @@ def test_transforms_for_forks(imagenet):
     assert blurred == image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
     a, b = CropsTransform(lambda x: x.size, lambda x: x.mode)(image)
     assert (a, b) == (image.size, "RGB")
+
+
+@pytest.mark.parametrize(
+    "workers, size, room, expected",
+    [
+        (16, 1e6, 1e9, (16, 2)),
+        (16, 40e6, 1e9, (16, 1)),  # first fewer batches in advance,
+        (16, 100e6, 1e9, (10, 1)),  # then fewer workers,
+        (16, 5e9, 1e9, (1, 1)),  # but at least one
+    ],
+)
+def test_batches_that_wait_fit_into_the_memory(workers, size, room, expected):
+    assert loader.in_flight(workers, size, room) == expected
+
+
+@pytest.mark.parametrize("augment_on, bytes_each", [("cpu", 3 * (2 * 24**2 + 6 * 12**2)), ("device", None)])
+def test_a_loader_that_must_save_memory_says_so(augment_on, bytes_each, imagenet, capsys):
+    folder = ImageFolder(imagenet / "train")
+    batches = loader.training_loader(folder, PLAN.views, 16, 0, 2, augment_on=augment_on)
+    assert batches.num_workers == 2 and batches.prefetch_factor == 2 and capsys.readouterr().out == ""
+    size = sum(x.numel() for x in (next(iter(batches))[0] if augment_on == "cpu" else next(iter(batches))[0].values()))
+    assert sum(batches.dataset.bytes_each()) * 16 == size
+    batches = loader.training_loader(folder, PLAN.views, 16, 0, 2, augment_on=augment_on, room=2 * size)
+    assert batches.num_workers == 1 and batches.prefetch_factor == 1  # torch rounds up to powers of two
+    said = "note: 1 of 2 data workers start, and each prepares 1 of 2 batches in advance, since batches of"
+    assert said in capsys.readouterr().out
+    assert loader.validation_loader(folder, 16, 8, 2, room=8 * 3 * 16**2 * 3).prefetch_factor == 1

@@ -161,6 +161,9 @@ def device_part(plan, loader, repeats=7):
     joined = list(islice(loader, 8 if device.type == "cuda" else 1))
     crops = {size: torch.cat([batch[0][size] for batch in joined]) for size in joined[0][0]}
     batch = (crops, *(torch.cat([batch[i] for batch in joined]) for i in (1, 2)))
+    if device.type == "cuda":  # as the loader's thread does
+        crops, rows, labels = batch
+        batch = {size: x.pin_memory() for size, x in crops.items()}, rows.pin_memory(), labels.pin_memory()
     finish = finisher(plan.views, "device", device)
     times = [timed(lambda: finish(batch), 1) for _ in range(repeats + 1)]
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

@@ -64,6 +64,10 @@ class RandomViews(RandomDataset):
     its own label.
     """
 
+    def bytes_each(self):
+        """Bytes per image in each tensor of a batch."""
+        return [3 * view.size**2 for view in self.views]
+
     def __getitem__(self, address):
         epoch, index = address
         image, shown = self.decode(self.folder.load, epoch, index)
@@ -84,6 +88,10 @@ class RandomCrops(RandomDataset):
     def __init__(self, folder, views, seed, substitutes=None):
         super().__init__(folder, views, seed, substitutes)
         self.layout = Layout(views)
+
+    def bytes_each(self):
+        """Bytes per image in each tensor of a batch, without the few of its parameters."""
+        return [3 * size**2 * len(rows) for size, rows in self.layout.rows.items()]
 
     def __getitems__(self, addresses):
         n = len(addresses)
@@ -123,6 +131,10 @@ class CentralViews(Dataset):
 
     def __len__(self):
         return len(self.folder)
+
+    def bytes_each(self):
+        """Bytes per image in each tensor of a batch."""
+        return [3 * self.size**2]
 
     def __getitem__(self, index):
         image, side = self.folder.load(index), round(self.size * 256 / 224)

@@ -43,6 +43,13 @@ def check_resume(args, launch, build, candidates, any_options=False):
         # --bn-splits may have to change when the number of processes changes, so it is not compared then. The start-up
         # report prints a note if batch normalisation sees another number of images.
         compared.pop("bn_splits", None)
+    deterministic = compared.pop("deterministic")  # may differ, since both give valid results
+    earlier = checkpoint.get("options", {}).get("deterministic", deterministic)
+    if earlier != deterministic:
+        now, then = ("on" if value else "off" for value in (deterministic, earlier))
+        print(
+            f"note: --deterministic is {now}, but was {then} before the resume; no run will repeat this one bit by bit"
+        )
     check_resumable(checkpoint, args.resume, *build(), compared, force)
     if not force and args.start_epoch not in (None, checkpoint["epoch"]):
         raise ValueError(

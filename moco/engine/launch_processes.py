@@ -99,6 +99,11 @@ def _first_to_fail(processes):
     return min(failed)[1] if failed else None
 
 
+def share_cores(processes):
+    """Lets each of `processes` on this node compile with its share of the cores; torch would take all for each."""
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, cores() // processes)))
+
+
 def _device(index):
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -112,15 +117,15 @@ def _join_group(local_rank, worker, plan, timeout, folder, lost, launcher, args)
         # The launcher's death is signalled by SIGINT, which a background job of a shell ignores by default.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     rank, world = plan.node * plan.local + local_rank, plan.world
-    # Processes on one machine share its cores: those that compile, and below those that compute.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, cores() // plan.local)))
+    share_cores(plan.local)
     url = plan.url or f"file://{folder}/rendezvous"
     try:
         store = rendezvous(url, rank, world, timeout or RENDEZVOUS)
         with Watchdog(dist.PrefixStore("watchdog", store), rank, world, timeout or math.inf, lost):
             device = _device(local_rank if plan.gpu is None else plan.gpu)
             if plan.mode == "spawn" and device.type == "cpu":
-                torch.set_num_threads(max(1, cores() // plan.local))  # torchrun does the same by OMP_NUM_THREADS
+                # Processes on one machine share its cores. torchrun does the same by OMP_NUM_THREADS.
+                torch.set_num_threads(max(1, cores() // plan.local))
             later = (timeout or RENDEZVOUS) + 60  # torch's own time-out, which names no rank
             init_process_group(plan.backend, dist.PrefixStore("group", store), rank, world, later, device)
             worker(device, *args)

@@ -1,4 +1,5 @@
-"""The speed flags: --augment-on, --precision, --compile, and --fast, which sets all of them for this machine.
+"""The speed flags: --augment-on, --precision, --compile, --fast, which sets these three for this machine, and
+--deterministic, which costs speed.
 
 These flags change the results only by rounding, or by no more than another random seed does.
 """
@@ -10,6 +11,7 @@ import shutil
 
 import torch
 
+from moco.engine.determinism import check_compiles_repeatably
 from moco.precision import PRECISIONS
 
 AMPERE, COMPILES = (8, 0), (7, 0)  # compute capabilities that TF32 and bf16, and torch.compile, need
@@ -41,6 +43,11 @@ def add_speed_flags(parser):
         help="same as --augment-on device and, on a GPU, --compile and --precision bf16 (if the GPU supports it); a "
         "speed flag that you give beside --fast overrides it",
     )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="make runs on the same GPUs repeatable bit by bit, at the cost of speed (on a CPU they always are)",
+    )
 
 
 def settle(args):
@@ -66,6 +73,8 @@ def settle(args):
     args.compile = bool(args.compile)
     if args.compile:
         check_compiler(capability)
+    if args.compile and args.deterministic:
+        check_compiles_repeatably()
 
 
 def check_precision(precision, capability):

@@ -32,15 +32,16 @@ def report(args, launch, device, start, workers):
         print(f"resumed {args.resume!r}: {epochs} of {args.epochs} epochs{more} are done", flush=True)
 
 
-def batchnorm_report(splits, processes, total_batch, earlier=None):
+def batchnorm_report(splits, processes, total_batch, earlier=None, slow=False):
     """How many images batch normalisation sees at a time, and which --bn-splits would match the paper.
 
     Args:
         splits: batch-norm groups per process. total_batch: images per step over all processes.
         earlier: how many it saw before a resume, or None.
+        slow: whether groups run on a GPU without --compile.
 
     Returns:
-        One line or two.
+        One to three lines.
     """
     batch, groups = total_batch // (processes * splits), total_batch // PAPERS_BATCH
     plural = "s" * (processes * splits > 1)
@@ -51,6 +52,9 @@ def batchnorm_report(splits, processes, total_batch, earlier=None):
         line += f"\nnote: before the resume it saw {earlier} images at a time"
         if total_batch % (earlier * processes) == 0:
             line += f"; --bn-splits {total_batch // (earlier * processes)} would keep that"
+    if slow and splits > 1:
+        line += "\nnote: --bn-splits without --compile starts two to three times as many GPU kernels; give --compile "
+        line += "or --fast for more speed"
     return line
 
 

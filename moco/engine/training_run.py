@@ -8,8 +8,6 @@ import math
 import os
 from contextlib import ExitStack
 
-import torch
-
 from moco.data.bad_image_substitutes import Substitutes
 from moco.data.worker_processes import cause_of_death
 from moco.distributed import from_rank_0, rank
@@ -19,8 +17,9 @@ from moco.engine.checkpoint_file_read import read_on_all_ranks
 from moco.engine.checkpoint_format import bn_batch_of, checkpoint_of, progress_of
 from moco.engine.checkpoint_resume import restore
 from moco.engine.ddp_wrapper import data_parallel
+from moco.engine.determinism import set_determinism
 from moco.engine.json_log import JsonLog
-from moco.engine.launch_plan import cores
+from moco.engine.launch_plan import cores, memory
 from moco.engine.launch_processes import start_processes
 from moco.engine.nonfinite_loss import NonfiniteGuard
 from moco.engine.preemption import EXIT_CODE, StopListener, Stopped, signal_name
@@ -28,6 +27,8 @@ from moco.engine.result_changing_options import check_same_options, result_optio
 from moco.engine.training_epoch import Epoch
 from moco.pipe_safe_print import say
 from moco.precision import grad_scaler, set_precision
+
+BATCHES_OF_MEMORY = 0.25  # share of the node's memory that batches may fill while they wait for the devices
 
 
 def start_run(train, args, launch, names, *folders):
@@ -63,6 +64,8 @@ class Run:
 
     Attributes:
         workers: data workers of this process. scaler: the loss scaler, which has an effect only with fp16.
+        room: bytes that this process's batches may fill while they wait for the device.
+        fixed_batch: whether kernels are prepared for one batch size, so that another one costs time.
         place: (finished epochs, finished steps of the next epoch) at the start.
         best_acc1: the best validation accuracy so far in percent; None if the script has no best checkpoint.
 
@@ -74,10 +77,12 @@ class Run:
         watchdog.at_start("reading the checkpoint")
         args.seed, args.resume = from_rank_0((args.seed, args.resume))
         check_same_options(args)
-        torch.backends.cudnn.benchmark = True
+        set_determinism(args.deterministic, args.compile)
         set_precision(args.precision)
         self.device, self.args, self.launch, self.names = device, args, launch, names
         self.workers = workers_per_process(args.workers, launch.local)
+        self.room = BATCHES_OF_MEMORY * memory() // launch.local
+        self.fixed_batch = args.compile or device.type == "cuda"
         self.scaler = grad_scaler(device, args.precision)
         self.checkpoint = read_on_all_ranks(args.resume) if args.resume else {}
         self.place, self.earlier_bn_batch = progress_of(self.checkpoint), bn_batch_of(self.checkpoint)
@@ -103,17 +108,18 @@ class Run:
     def batchnorm_report(self):
         """How many images batch normalisation sees at a time, in words, compared with before a resume."""
         args = self.args
+        slow = self.device.type == "cuda" and not args.compile
         return startup_report.batchnorm_report(
-            args.bn_splits, self.launch.world, args.total_batch, self.earlier_bn_batch
+            args.bn_splits, self.launch.world, args.total_batch, self.earlier_bn_batch, slow
         )
 
     def loader_options(self, folder):
         """Keyword arguments for `training_loader` that depend on the shared flags; `folder` is an ImageFolder."""
         args = self.args
         substitutes = substitutes_for(folder, args.on_bad_image, args.seed, args.output_dir)
-        return {"augment_on": args.augment_on, "substitutes": substitutes}
+        return {"augment_on": args.augment_on, "substitutes": substitutes, "room": self.room}
 
-    def prepare(self, model, optimizer, loss_of_noise, fewest=1):
+    def prepare(self, model, optimizer, loss_of_noise, fewest=1, trains=True):
         """Restores the checkpoint of --resume, if there is one, and returns the model ready for training.
 
         Args:
@@ -122,9 +128,10 @@ class Run:
                 DistributedDataParallel needs before the first step.
             fewest: the smallest n that the model accepts, which is used on a CPU without --compile. Otherwise n is the
                 real batch size of a process, so that torch.compile and cuDNN prepare their kernels for that size.
+            trains: whether the model will be trained.
 
         Returns:
-            The model in DistributedDataParallel, or with one process the model itself.
+            The model in DistributedDataParallel; with one process, or without training, the model itself.
 
         Raises:
             RuntimeError: the ranks do not start from equal tensors.
@@ -133,8 +140,9 @@ class Run:
             restore(self.checkpoint, model, optimizer, self.scaler)
             self.checkpoint = {}
         self.model, self.optimizer = model, optimizer
-        real_size = self.args.compile or self.device.type == "cuda"
-        n = self.args.total_batch // self.launch.world if real_size else fewest
+        if not trains:
+            return model
+        n = self.args.total_batch // self.launch.world if self.fixed_batch else fewest
         return data_parallel(model, self.device, lambda net: loss_of_noise(net, n))
 
     def epochs(self, loader, finish):

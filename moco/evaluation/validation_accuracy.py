@@ -13,16 +13,17 @@ from moco.precision import autocast
 from moco.views.normalize import normalize_images
 
 
-@torch.no_grad()
-def validate(model, loader, images, device, precision, print_freq, step_done):
+def validate(model, loader, images, device, precision, print_freq, fill, step_done):
     """Classifies every validation image once, over all processes, and prints Acc@1, Acc@5 and the loss.
 
-    The model is in eval mode afterwards.
+    The model is in eval mode afterwards. It runs in the current gradient mode: if the training runs it in that mode,
+    too, torch.compile needs no further graph.
 
     Args:
         model: from N x 3 x size x size, normalised, to N x classes.
         loader: the `validation_loader` of this process's share. images: number of images in all shares.
         device, precision: where and in which number format to compute. print_freq: steps between two log lines.
+        fill: whether to fill up the last batch to the size of the others, so that no kernel is prepared for its size.
         step_done: called as `step_done(i)` after step `i`, equally often on every rank.
 
     Returns:
@@ -33,9 +34,11 @@ def validate(model, loader, images, device, precision, print_freq, step_done):
     progress = ProgressMeter(len(loader), [timer.batch_time, timer.data_time], "Test: ")
     common = math.ceil(images // world_size() / loader.batch_size)  # number of steps that every rank has
     for i, (view, target) in enumerate(timer.waiting(loader)):
+        view, target = (x.to(device, non_blocking=True) for x in (view, target))
+        missing = loader.batch_size - len(target) if fill else 0
+        view = F.pad(view, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else view
         with autocast(device, precision):
-            output = model(normalize_images(view.to(device, non_blocking=True)))
-        target = target.to(device, non_blocking=True)
+            output = model(normalize_images(view)).detach()[: len(target)]
         hits = [hit.sum() for hit in correct(output, target, topk=(1, 5))]
         sums += torch.stack([F.cross_entropy(output, target, reduction="sum").double(), *hits])
         timer.step_ended()

@@ -1,11 +1,15 @@
 """The target's synchronised BN against plain BN over the joined batch, and on a GPU against SyncBatchNorm."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
+import moco.distributed
 from moco.asymmetry.asym_bn import SyncTargetBatchNorm1d, check_group, synchronize_projector
+from tests.gpu_checks import check_rank
 from tests.ranks import run_ranks
 
 N, C, STEPS = 3, 5, 4
@@ -100,6 +104,12 @@ def both_kinds_on_one_gpu():
         x = inputs(2, step)[rank * N : (rank + 1) * N].float().cuda()
         outputs.append([bn(x).detach().cpu() for bn in kinds])
     return outputs, [{n: t.cpu() for n, t in bn.state_dict().items()} for bn in kinds]
+
+
+def test_its_groups_have_the_time_out_of_the_run(monkeypatch):
+    monkeypatch.setattr(moco.distributed, "_timeout", timedelta(seconds=77))
+    _, nccl = check_rank(("AsymBN",), world=8, rank=3, group=2)
+    assert nccl.groups == [(2, timedelta(seconds=77))] * 4
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
 """The loader's benchmark, for a second; its figures are not judged here."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from moco.asymmetry.scalemix import scalemix_plan
 from moco.benchmarks import loader as bench_loader
 from moco.benchmarks.internal.original_project_loader import original_loader
 from moco.views.augmentation_recipes import baseline_plan
+from tests import gpu_checks as checks
 
 COMMAND = [sys.executable, "-m", "moco.benchmarks.loader"]
 
@@ -38,6 +40,22 @@ def test_the_original_recipe_makes_normalised_views(imagenet):
     (views, labels) = next(iter(original_loader(imagenet / "train", plan, 32, 1)))
     assert [v.shape for v in views] == [(32, 3, 24, 24)] * 2 and labels.shape == (32,)
     assert all(v.dtype == torch.float32 and -3 < v.min() < 0 < v.max() < 3 for v in views)
+
+
+def test_a_gpus_part_is_timed_from_pinned_memory(monkeypatch):
+    plan, batch, pinned_while_timed = baseline_plan(224), 4, []
+    with checks.fake_gpu() as gpu:
+
+        def timed(function, steps):
+            gpu.reset()
+            with gpu.waits_allowed():
+                function()
+            pinned_while_timed.extend(gpu.late_pins)
+            return 1.0
+
+        monkeypatch.setattr(bench_loader, "timed", timed)
+        bench_loader.device_part(plan, iter([checks.batch_of_crops(plan, batch)] * 8))
+    assert 0 < max(map(math.prod, pinned_while_timed)) < 1000  # only indices and arguments of the steps
 
 
 @pytest.mark.parametrize("flags, message", [(["--workers", "0"], "must be positive"), ([], "no folder")])

@@ -40,6 +40,17 @@ PROGRAM = """
 """
 
 
+def test_processes_that_compile_share_the_cores():
+    lines = "from moco.engine import launch_processes as l; l.cores = lambda: 12; l.share_cores(4)"
+    lines += "; import torch._inductor.config as c; print(c.compile_threads)"
+    for env, threads in (({}, "3"), ({"TORCHINDUCTOR_COMPILE_THREADS": "5"}, "5")):
+        env = {**os.environ, "PYTHONPATH": os.getcwd(), **env}
+        assert (
+            subprocess.run([sys.executable, "-c", lines], env=env, capture_output=True, text=True).stdout.strip()
+            == threads
+        )
+
+
 def gone(group, seconds=30):
     """Whether nothing is left of a process group by then."""
     deadline = time.monotonic() + seconds

@@ -38,6 +38,9 @@ def test_words():
     assert batchnorm_report(1, 2, 16) == "batch normalisation: 2 groups of 8 images"  # nothing would make it 32
     assert batchnorm_report(1, 16, 256) == "batch normalisation: 16 groups of 16 images"
     assert batchnorm_report(8, 1, 256, earlier=32) == batchnorm_report(8, 1, 256)
+    slow = batchnorm_report(8, 1, 256, slow=True)
+    assert slow.endswith("starts two to three times as many GPU kernels; give --compile or --fast for more speed")
+    assert batchnorm_report(1, 8, 256, slow=True) == batchnorm_report(1, 8, 256)  # no groups within a process
     note = "\nnote: before the resume it saw {} images at a time"
     assert batchnorm_report(8, 1, 256, earlier=256).endswith(note.format(256) + "; --bn-splits 1 would keep that")
     assert batchnorm_report(1, 2, 256, earlier=32).endswith(note.format(32) + "; --bn-splits 4 would keep that")

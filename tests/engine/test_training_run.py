@@ -7,7 +7,9 @@ from contextlib import nullcontext
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from moco.engine import training_run
+import main_moco
+from moco.engine import training_run, watchdog
+from tests.ranks import run_ranks, script_in_rank
 
 
 @pytest.fixture
@@ -58,3 +60,16 @@ def test_other_errors_stay_what_they_are(train_in_a_run):
         with pytest.raises(type(error)) as seen:
             train_in_a_run(train)
         assert seen.value is error
+
+
+def stages_of_a_start(words):
+    stages = []
+    watchdog.at_start = stages.append
+    script_in_rank(main_moco, words, tiny=True)
+    return stages
+
+
+def test_the_watchdog_is_told_of_every_stage_of_the_start(imagenet, tmp_path):
+    words = [str(imagenet), "-a", "resnet18", "--crop-size", "24", "-b", "24", "--moco-k", "64", "--epochs", "1"]
+    stages = run_ranks(stages_of_a_start, 2, [*words, "--seed", "1", "--output-dir", str(tmp_path)])
+    assert stages == [list(watchdog.STAGES[1:])] * 2  # the process group, stage 0, is made before

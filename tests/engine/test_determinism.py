@@ -1,0 +1,84 @@
+"""--deterministic: what it sets, what it changes, and how it goes with a resume."""
+
+import os
+
+import pytest
+import torch
+
+import main_moco
+from moco.engine import determinism, speed_flags
+from moco.engine.determinism import set_determinism
+from tests.tiny_net import use_tiny_net
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Sets everything back after the test."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    set_determinism(False, False)
+
+
+def words(imagenet, folder, *more):
+    small = ["-a", "resnet18", "--crop-size", "24", "-b", "24", "--moco-k", "64", "-j", "0", "--epochs", "1"]
+    return [str(imagenet), *small, "--seed", "2", "--save-every", "2", "--output-dir", str(folder), *more]
+
+
+def test_a_run_is_repeatable_with_it_and_the_same_on_a_cpu(imagenet, tmp_path, monkeypatch, plain):
+    use_tiny_net(main_moco, monkeypatch)
+    seen, train_step = [], main_moco.train_step
+
+    def spy(*args):
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark))
+        return train_step(*args)
+
+    monkeypatch.setattr(main_moco, "train_step", spy)
+    states = []
+    for name, flags in (("plain", []), ("deterministic", ["--deterministic"])):
+        main_moco.main(words(imagenet, tmp_path / name, *flags))
+        saved = torch.load(tmp_path / name / "checkpoint__0000.pth.tar", weights_only=True)
+        assert saved["options"]["deterministic"] == bool(flags)
+        states.append(saved["state_dict"])
+    assert seen == [(False, True)] * 4 + [(True, False)] * 4
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_a_resume_may_change_it_and_says_so(imagenet, tmp_path, monkeypatch, plain, call):
+    use_tiny_net(main_moco, monkeypatch)
+    assert call(main_moco.main, *words(imagenet, tmp_path))[0] == 0
+    code, out, _ = call(main_moco.main, *words(imagenet, tmp_path, "--resume", "auto", "--deterministic"))
+    assert code == 0 and "note: --deterministic is on, but was off before the resume" in out
+    code, out, _ = call(main_moco.main, *words(imagenet, tmp_path, "--resume", "auto"))
+    assert code == 0 and "note: --deterministic" not in out
+
+
+def test_compiling_must_be_repeatable_too(imagenet, tmp_path, monkeypatch, call):
+    monkeypatch.setattr(speed_flags, "check_compiler", lambda _: None)
+    monkeypatch.setattr(determinism, "inductor_config", lambda: object())  # of a release that has no such setting
+    code, _, error = call(main_moco.main, *words(imagenet, tmp_path, "--deterministic", "--compile"))
+    assert code == 2 and "--deterministic can't be combined with --compile in torch" in error
+
+
+@pytest.mark.slow
+def test_the_compilers_setting_exists(plain):
+    set_determinism(True, True)
+    try:
+        assert determinism.inductor_config().deterministic
+        determinism.check_compiles_repeatably()
+    finally:
+        determinism.inductor_config().deterministic = False
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("flags", [[], ["--augment-on", "device", "--precision", "bf16"], ["--fast"]])
+def test_on_a_gpu_a_resumed_run_repeats_the_whole_one(flags, imagenet, tmp_path, call, plain):
+    designs = [f"--{option.replace('_', '-')}" for option in main_moco.DESIGNS.values()]
+    flags = [*flags, *designs, "--mini-crop-size", "16", "--deterministic"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert call(main_moco.main, *words(imagenet, whole, *flags))[0] == 0
+    resumed.mkdir()
+    (whole / "checkpoint__last.pth.tar").rename(resumed / "checkpoint__last.pth.tar")
+    assert call(main_moco.main, *words(imagenet, resumed, *flags, "--resume", "auto"))[0] == 0
+    a, b = (torch.load(d / "checkpoint__0000.pth.tar", weights_only=True)["state_dict"] for d in (whole, resumed))
+    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
