@@ -1,7 +1,7 @@
 """Measures the training step on synthetic batches in images per second: ours and the original's.
 
     python -m moco.benchmarks.step [-a resnet50] [-b 256] [--nproc N] [--enable-...] [--bn-splits N]
-                                    [--precision P] [--compile] [--all] [--seconds S] [--json]
+                                    [--precision P] [--compile] [--all] [--seconds S] [--json] [--skip-splits]
 
 It takes every other flag of main_moco.py, too. Both steps are timed alternately in the same processes; the figures are
 medians over 5 rounds. The original's step (moco/benchmarks/internal/original_project_step.py) uses NCHW, float32 with
@@ -57,6 +57,8 @@ def main(argv=None):
         "--seconds", metavar="S", default=20, type=number(float, 0), help="measuring time for each row and side"
     )
     own.add_argument("--json", action="store_true", help="end with one line of JSON")
+    help = "leave out the column splits; it needs a second model, which --compile must compile, too"
+    own.add_argument("--skip-splits", action="store_true", help=help)
     mine, theirs = own.parse_known_args(argv)
     parser = main_moco.build_parser()
     parser.prog = own.prog
@@ -185,7 +187,7 @@ def measure(device, args, run, baseline):
     plain = argparse.Namespace(**(vars(args) | {"bn_splits": 1}))
     makers = {"ours": lambda: our_step(device, args, run, plan, views)}
     makers["original"] = lambda: the_originals_step(device, args, views)
-    if args.bn_splits > 1:
+    if args.bn_splits > 1 and not args.skip_splits:
         makers["one_group"] = lambda: our_step(device, plain, run, plan, views)
     gc.collect()  # frees what the previous row has left
     before, steps = allocated(device), {}
@@ -210,7 +212,7 @@ def measure(device, args, run, baseline):
     result = {name: statistics.median(rates[name]) for name in ("ours", "original")}
     result["ours_over_original"] = ratio(rates["ours"], rates["original"])
     result["cost"] = ratio(rates["baseline"], rates["ours"]) if baseline else 1.0
-    result["cost_of_splits"] = ratio(rates["one_group"], rates["ours"]) if args.bn_splits > 1 else None
+    result["cost_of_splits"] = ratio(rates["one_group"], rates["ours"]) if "one_group" in rates else None
     result["memory_gb"] = memory
     images = torch.cat(views[2])
     # Many calls, since each shuffle differs.

@@ -8,6 +8,7 @@ image vary within a class, so neither colour nor position tells the class. It ne
 
 import argparse
 import math
+import multiprocessing
 import os
 from itertools import product
 
@@ -19,21 +20,32 @@ TEXTURES = ("plain", "stripes", "dots")
 CLASSES = tuple(f"{shape}_{texture}" for shape, texture in product(SHAPES, TEXTURES))
 
 
-def make(folder, train=60, val=20, size=160, classes=12, seed=0):
+def make(folder, train=60, val=20, size=160, classes=12, seed=0, workers=1):
     """Writes the images.
 
     Args:
         folder: is created if it is missing. train, val: images per class.
         size: mean side in pixels; sides vary by a quarter. classes: number of classes, 12 at most.
-        seed: random seed; equal seeds give equal images.
+        seed: random seed; equal seeds give equal images. workers: number of processes.
     """
+    images = []
     for split, count in (("train", train), ("val", val)):
         for label, name in enumerate(CLASSES[:classes]):
             path = os.path.join(folder, split, name)
             os.makedirs(path, exist_ok=True)
             for i in range(count):
-                rng = np.random.default_rng((seed, split == "val", label, i))
-                draw_image(name, size, rng).save(os.path.join(path, f"{i:04d}.jpg"), quality=90)
+                images.append((os.path.join(path, f"{i:04d}.jpg"), name, size, (seed, split == "val", label, i)))
+    if workers == 1:
+        for image in images:
+            write_image(*image)
+        return
+    with multiprocessing.Pool(workers) as pool:
+        pool.starmap(write_image, images, chunksize=8)
+
+
+def write_image(path, name, size, seed):
+    """Draws an image of the class `name` and writes it to `path`; `seed` is a tuple of non-negative integers."""
+    draw_image(name, size, np.random.default_rng(seed)).save(path, quality=90)
 
 
 def draw_image(name, size, rng):
@@ -97,10 +109,13 @@ def main(argv=None):
     parser.add_argument("--val", metavar="N", type=int, default=20, help="validation images per class (20)")
     parser.add_argument("--size", metavar="PX", type=int, default=160, help="mean side of an image in pixels (160)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="random seed of the images (0)")
+    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes that draw images (1)")
     args = parser.parse_args(argv)
-    if min(args.train, args.val, args.seed) < 0 or args.size < 16:
-        parser.error("--train, --val and --seed must not be negative, --size must be 16 or more")
-    make(args.dir, args.train, args.val, args.size, seed=args.seed)
+    if min(args.train, args.val, args.seed) < 0 or args.size < 16 or args.workers < 1:
+        parser.error(
+            "--train, --val and --seed must not be negative, --size must be 16 or more, --workers must be 1 or more"
+        )
+    make(args.dir, args.train, args.val, args.size, seed=args.seed, workers=args.workers)
     images = (args.train + args.val) * len(CLASSES)
     print(f"{images} images of {len(CLASSES)} classes are in {args.dir}")
 

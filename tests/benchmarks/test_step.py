@@ -99,3 +99,11 @@ def test_the_originals_step_computes_what_ours_does(world):
 def test_what_it_refuses(flags, message, call):
     code, _, error = call(bench_step.main, *TINY, *flags)
     assert code == 2 and message in error
+
+
+@pytest.mark.slow
+def test_the_cost_of_splits_can_be_left_out():
+    for more in ([], ["--skip-splits"]):
+        result = subprocess.run([*COMMAND, *TINY, "--bn-splits", "2", "--json", *more], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert (json.loads(result.stdout.splitlines()[-1])["cost_of_splits"] is None) == bool(more)

@@ -20,7 +20,7 @@ def test_folders_classes_and_sizes(imagenet):
 
 
 def test_the_seed_says_it_all(imagenet, tmp_path):
-    fake_imagenet.make(tmp_path / "a", train=2, val=1, size=40)
+    fake_imagenet.make(tmp_path / "a", train=2, val=1, size=40, workers=2)
     fake_imagenet.make(tmp_path / "b", train=2, val=1, size=40, seed=1)
     again, other = arrays(tmp_path / "a" / "train"), arrays(tmp_path / "b" / "train")
     first = [x for i, x in enumerate(arrays(imagenet / "train")) if i % 8 < 2]
@@ -46,7 +46,8 @@ def test_the_command(tmp_path, call):
     small = [tmp_path, "--train", "1", "--val", "1"]
     said = f"24 images of 12 classes are in {tmp_path}\n"
     assert call(fake_imagenet.main, *small, "--size", "32") == (0, said, "")
-    code, _, error = call(fake_imagenet.main, *small, "--size", "3")
-    assert code == 2 and "--size must be 16 or more" in error
+    for flags in (["--size", "3"], ["--workers", "0"]):
+        code, _, error = call(fake_imagenet.main, *small, *flags)
+        assert code == 2 and "--size must be 16 or more, --workers must be 1 or more" in error
     image = Image.open(tmp_path / "val" / "star_dots" / "0000.jpg")
     assert image.mode == "RGB" and all(24 <= side <= 40 for side in image.size)

@@ -1,0 +1,173 @@
+"""Tries and measures on a GPU what needs one, and writes a report with the tables of moco/benchmarks/README.md.
+
+    python -m moco.benchmarks.gpu_report --out DIR [--minutes 9] [--only NAME ...] [--small]
+
+It runs parts, the most telling first: the tests marked gpu, the training step beside the original's, the augmentation
+on the GPU, the memory over epochs, a real run from JPEGs, a SIGTERM with its resume, linear classification, NCCL.
+DIR/report.json and DIR/report.md are written after each part, and DIR/NAME.log has the output of the part NAME.
+
+A call ends when its time is over, and the report lists the parts that did not fit. Another call with the same DIR
+continues: it does not repeat what is done or skipped, and it runs last what has failed before. A part that takes more
+than half of --minutes is killed and has failed. DIR keeps the generated images (about 250 MB) and a checkpoint.
+
+The exit code is 0, or 1 if a part has failed.
+"""
+
+import argparse
+import fnmatch
+import json
+import os
+import sys
+import time
+import traceback
+
+import torch
+
+from moco.benchmarks.internal.gpu_report_job import Job, PartFailed, PartSkipped, TimeOver
+from moco.benchmarks.internal.gpu_report_parts import PARTS, PROGRAMS
+from moco.benchmarks.internal.gpu_report_tables import markdown
+from moco.engine.preemption import exit_on_signals
+from moco.engine.shared_flags import Parser, number
+from moco.pipe_safe_print import first_line, say
+
+SMALL_ESTIMATE = 10  # seconds that a part takes with --small
+LINES = 20  # of a failed part's output that the report has
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m moco.benchmarks.gpu_report", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder of the report; created if it is missing")
+    minutes = number(float, 0, exclusive=True)
+    parser.add_argument("--minutes", metavar="M", type=minutes, default=9, help="time for this call (9)")
+    help = f"run only these parts; a NAME may have wildcards, as 'step-*'. The parts: {', '.join(PARTS)}"
+    parser.add_argument("--only", metavar="NAME", nargs="+", help=help)
+    help = "shrink everything to try this program on a CPU in 3 minutes; parts that need a GPU are skipped"
+    parser.add_argument("--small", action="store_true", help=help)
+    args = parser.parse_args(argv)
+    end = time.monotonic() + 60 * args.minutes
+    out = os.path.abspath(args.out)
+    try:
+        names = chosen(args.only)
+        if not args.small and not torch.cuda.is_available():
+            raise ValueError("no GPU is visible, and this report is about one; give --small to try it on the CPU")
+        report = opened(out, args.small)
+    except ValueError as error:
+        parser.error(error)
+    run_parts(names, out, report, end, 60 * args.minutes / 2)
+    counts = [part["status"] for part in report["parts"].values()]
+    counts = ", ".join(f"{counts.count(status)} {status}" for status in dict.fromkeys(counts))
+    say(f"{counts}; {os.path.join(out, 'report.md')}")
+    sys.exit(any(part["status"] == "failed" for part in report["parts"].values()))
+
+
+def chosen(patterns):
+    """The names of the parts that --only selects, in their order; raises ValueError for a pattern of no part."""
+    for pattern in patterns or ():
+        if not fnmatch.filter(PARTS, pattern):
+            raise ValueError(f"--only {pattern!r} is no part; give some of {', '.join(PARTS)}")
+    return [name for name in PARTS if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def opened(out, small):
+    """The report of an earlier call in the folder `out`, or a new one; with this call's machine and date.
+
+    Raises:
+        ValueError: the folder can't be used, or its report is of another kind or of another machine.
+    """
+    path, report = os.path.join(out, "report.json"), {"small": small, "commits": [], "parts": {}}
+    try:
+        os.makedirs(out, exist_ok=True)
+        if os.path.exists(path):
+            with open(path) as file:
+                earlier = json.load(file)
+            report = {key: earlier[key] for key in ("small", "commits", "parts", "machine")}
+    except OSError as error:
+        raise ValueError(f"--out {out!r} can't be used: {error.strerror}; give another folder") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{path!r} is damaged; remove it, or give another --out") from None
+    if report["small"] != small:
+        there, here = ("without", "with") if small else ("with", "without")
+        raise ValueError(f"--out {out!r} has a report {there} --small, this call is {here} it; give another folder")
+    facts = machine(out, small)
+    for name in ("device", "gpus", "torch"):
+        if (before := report.get("machine", facts)[name]) != facts[name]:
+            difference = f"{name} was {before} there and is {facts[name]} here"
+            raise ValueError(f"--out {out!r} has a report of another machine: {difference}; give another folder")
+    commits = dict.fromkeys([*report["commits"], str(facts["commit"])])
+    date = time.strftime("%Y-%m-%d")
+    return report | {"machine": facts, "commits": list(commits), "date": date, "names": list(PARTS)}
+
+
+def machine(out, small):
+    """What the program `machine` finds out, a dict; raises ValueError if it fails.
+
+    It runs in a process of its own, since this one must not occupy a GPU.
+    """
+    with Job(out, "machine", small, {}, time.monotonic() + 120) as job:
+        try:
+            return job.result_of(*PROGRAMS, "machine")
+        except (PartFailed, TimeOver) as error:
+            raise ValueError(f"the machine can't be examined: {first_line(error)}; see {job.log!r}") from None
+
+
+def run_parts(names, out, report, end, half):
+    """Runs the parts that are not done yet, and writes the report after each of them.
+
+    Args:
+        names: of the parts. out: the report's folder. report: the dict of report.json, which is updated.
+        end: when the time of this call is over, on the clock of time.monotonic(). half: seconds that a part may take.
+    """
+    parts = report["parts"]
+    left = [name for name in names if parts.get(name, {}).get("status") not in ("done", "skipped")]
+    write(out, report)
+    if not left:
+        say("nothing is left to do")
+    for name in sorted(left, key=lambda name: parts.get(name, {}).get("status") == "failed"):
+        rest, estimate = end - time.monotonic(), SMALL_ESTIMATE if report["small"] else PARTS[name].estimate
+        if rest < min(estimate, half) / 2:
+            reason = f"{max(rest, 0):.0f} s were left, and it takes about {estimate} s"
+            parts[name] = {"status": "did not fit", "reason": reason, "seconds": 0, "commands": [], "figures": {}}
+        else:
+            parts[name] = attempt(name, out, report, end, half)
+        status, reason = parts[name]["status"], parts[name]["reason"]
+        say(f"{name}: {status} after {parts[name]['seconds']:.0f} s" + f" ({reason})" * bool(reason))
+        write(out, report)
+
+
+def attempt(name, out, report, end, half):
+    """Runs one part; returns its entry in the report. The arguments are those of `run_parts`."""
+    start, reason = time.monotonic(), ""
+    with Job(out, name, report["small"], report["machine"], min(end, start + half)) as job:
+        try:
+            PARTS[name].function(job)
+            status = "done"
+        except PartSkipped as error:
+            status, reason = "skipped", str(error)
+        except TimeOver:
+            status, reason = "did not fit", "it was killed when the time was over"
+            if job.end < end:
+                status, reason = "failed", f"it was killed after {half:.0f} s, half of --minutes; give more --minutes"
+        except PartFailed as error:
+            status, reason = "failed", str(error)
+        except Exception as error:
+            status, reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+            with open(job.log, "a") as log:
+                traceback.print_exc(file=log)
+    part = {"status": status, "reason": reason, "seconds": time.monotonic() - start}
+    part |= {"commands": job.commands, "figures": job.figures}
+    return part | ({"output": job.lines()[-LINES:]} if status == "failed" else {})
+
+
+def write(out, report):
+    """Writes report.json and report.md, each in one step, so that a killed call leaves complete files."""
+    for name, text in (("report.json", json.dumps(report, indent=1) + "\n"), ("report.md", markdown(report))):
+        path = os.path.join(out, name)
+        with open(f"{path}.tmp", "w") as file:
+            file.write(text)
+        os.replace(f"{path}.tmp", path)
+
+
+if __name__ == "__main__":
+    exit_on_signals()
+    main()
