@@ -109,13 +109,16 @@ def build(args, classes, device=None):
     return model, optimizer
 
 
-def load_backbone(model, path, arch):
-    """Loads the backbone of the checkpoint `path` into the model; returns a line for the log."""
+def load_backbone(model, path, args):
+    """Loads the backbone of the checkpoint `path`, unless --resume has one; returns a list of lines for the log."""
+    if args.resume:
+        note = f"note: --pretrained {path!r} is not used, since the resumed checkpoint has the backbone"
+        return [note] * bool(path)
     if path == "none":
-        return "pretrained: none, so the backbone is random"
-    backbone = backbone_for(model, read_on_all_ranks(path), path, arch)
+        return ["pretrained: none, so the backbone is random"]
+    backbone = backbone_for(model, read_on_all_ranks(path), path, args.arch)
     model.load_state_dict(backbone, strict=False)
-    return f"pretrained: {len(backbone)} tensors of {path!r}, the whole backbone"
+    return [f"pretrained: {len(backbone)} tensors of {path!r}, the whole backbone"]
 
 
 def train(run, train_folder, val_folder):
@@ -123,11 +126,7 @@ def train(run, train_folder, val_folder):
     args = run.args
     views = asym_aug_plan(baseline_plan(args.crop_size)).target  # crop and flip
     model, optimizer = build(args, len(val_folder.classes), run.device)
-    if args.resume:
-        unused = f"note: --pretrained {args.pretrained!r} is not used, since the resumed checkpoint has the backbone"
-        run.announce(*[unused] * bool(args.pretrained))
-    else:
-        run.announce(load_backbone(model, args.pretrained, args.arch))
+    run.announce(*load_backbone(model, args.pretrained, args))
     noise = partial(noise_output, args.crop_size, args.precision)
     net = run.prepare(model, optimizer, noise, trains=not args.evaluate)
     batch = args.total_batch // run.launch.world
