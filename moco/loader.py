@@ -51,9 +51,10 @@ def training_loader(
     own = batch // world_size()
     if augment_on == "cpu":
         dataset = RandomViews(folder, views, seed, substitutes)
-        return make_loader(dataset, workers, own, room, batch_sampler=batches)
-    crops = RandomCrops(folder, views, seed, substitutes)
-    return make_loader(crops, workers, own, room, batch_sampler=batches, collate_fn=already_a_batch)
+        return make_loader(dataset, workers, pinned_bytes(dataset, own), room, batch_sampler=batches)
+    dataset = RandomCrops(folder, views, seed, substitutes)
+    size = pinned_bytes(dataset, own)
+    return make_loader(dataset, workers, size, room, batch_sampler=batches, collate_fn=already_a_batch)
 
 
 def already_a_batch(batch):
@@ -75,7 +76,8 @@ def validation_loader(folder, size, batch, workers, room=math.inf):
     """
     first, last = (len(folder) * r // world_size() for r in (rank(), rank() + 1))
     dataset = CentralViews(folder, size)
-    return make_loader(dataset, workers, batch, room, sampler=range(first, last), batch_size=batch)
+    size = pinned_bytes(dataset, batch)
+    return make_loader(dataset, workers, size, room, sampler=range(first, last), batch_size=batch)
 
 
 class SignalSafeLoader(DataLoader):
@@ -86,16 +88,14 @@ class SignalSafeLoader(DataLoader):
             return super().__iter__()
 
 
-def make_loader(dataset, workers, batch, room, **batches):
+def make_loader(dataset, workers, size=0, room=math.inf, **batches):
     """A DataLoader whose workers persist over epochs, ignore stop signals, and exit with this process.
 
     Args:
-        dataset: RandomViews, RandomCrops or CentralViews. workers: number of data workers, at most.
-        batch: images of a batch. room: bytes that batches may fill while they wait for the device.
+        dataset: any Dataset. workers: number of data workers, at most.
+        size: bytes of a batch. room: bytes that batches may fill while they wait for the device.
         batches: further arguments of DataLoader.
     """
-    # torch rounds the size of pinned memory up to a power of two.
-    size = sum(2 ** math.ceil(math.log2(max(1, batch * n))) for n in dataset.bytes_each())
     wanted, (workers, ahead) = workers, in_flight(workers, size, room)
     if workers and rank() == 0 and (workers, ahead) != (wanted, IN_ADVANCE):
         say(
@@ -113,6 +113,11 @@ def make_loader(dataset, workers, batch, room, **batches):
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         **batches,
     )
+
+
+def pinned_bytes(dataset, batch):
+    """Bytes of a batch of so many images in pinned memory. torch rounds those of a tensor up to a power of two."""
+    return sum(2 ** math.ceil(math.log2(batch * each)) for each in dataset.bytes_each())
 
 
 def in_flight(workers, size, room):

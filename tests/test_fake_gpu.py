@@ -131,6 +131,7 @@ def found():
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in BUGS if name != "none"])
 def test_a_planted_bug_is_found(name, found):
     assert found["none"] is None, "the checks must accept the project as it is"

@@ -40,6 +40,7 @@ PROGRAM = """
 """
 
 
+@pytest.mark.slow
 def test_processes_that_compile_share_the_cores():
     lines = "from moco.engine import launch_processes as l; l.cores = lambda: 12; l.share_cores(4)"
     lines += "; import torch._inductor.config as c; print(c.compile_threads)"

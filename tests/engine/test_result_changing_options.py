@@ -16,7 +16,7 @@ def test_only_flags_that_change_results_are_stored(imagenet, tmp_path):
     assert set(stored) == {
         *("arch", "epochs", "lr", "momentum", "weight_decay", "seed", "crop_size", "total_batch"),
         *("moco_dim", "moco_k", "moco_m", "moco_t", "images", "asym_bn_group", "enable_multicrop", "enable_scalemix"),
-        *("augment_on", "precision", "compile", "bn_splits"),
+        *("augment_on", "precision", "compile", "bn_splits", "deterministic"),
         *("enable_asym_aug", "enable_asym_bn", "enable_mean_encoding"),
     }
     assert stored["total_batch"] == 8 and stored["images"] == len(folder) == 96 and launch.local == 2

@@ -183,7 +183,11 @@ HOLDS_THE_LOCK = """
 @pytest.mark.parametrize(
     "step, blamed",
     [
-        (4, "rank 1 (epoch 0, step 4, computing) did not arrive; all other ranks (epoch 0, step 5, computing) wait"),
+        pytest.param(
+            4,
+            "rank 1 (epoch 0, step 4, computing) did not arrive; all other ranks (epoch 0, step 5, computing) wait",
+            marks=pytest.mark.slow,
+        ),
         (6, "rank 0 (epoch 0, step 5, computing) did not arrive; all other ranks (epoch 0, step 6, computing) wait"),
     ],
 )
