@@ -13,7 +13,8 @@ from moco.distributed import copy_to_device
 from moco.views.normalize import normalize_in_place
 from moco.views.steps_on_device import BOX, order_of, row_of, steps_of
 
-# Pixels to which a step is applied at once. The bound limits the memory: TODO
+# Pixels to which a step is applied at once; half of them for a step that needs twice the memory. In addition to the
+# batch, this needs at most 0.4 GB with the paper's recipes, and 1.1 GB if every crop were warped.
 PIXELS_AT_ONCE = 160 * 224 * 224
 
 
@@ -47,8 +48,8 @@ def apply_recipes(x, rows):
     numbers = copy_to_device(torch.cat([torch.empty(0), *(step.arguments.flatten() for step in steps)]), x.device)
     arguments = numbers.split([step.arguments.numel() for step in steps])
     x = x[order_sent].to(torch.float32, memory_format=torch.contiguous_format)
-    n = max(1, PIXELS_AT_ONCE // (x.shape[2] * x.shape[3]))
     for step, index, argument in zip(steps, indices, arguments, strict=True):
+        n = max(1, PIXELS_AT_ONCE // (x.shape[2] * x.shape[3] * step.memory))
         images, argument = step.images.tolist(), argument.view(step.arguments.shape)
         consecutive = images == list(range(images[0], images[0] + len(images)))
         for i in range(0, len(images), n):

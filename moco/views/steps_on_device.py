@@ -41,11 +41,13 @@ class Step(NamedTuple):
     Attributes:
         operation: a function of (images, arguments), which may change the images in place.
         images: n indices into the batch, on the CPU. arguments: n x k, float32, on the CPU.
+        memory: how much memory it needs per image, compared with the other operations.
     """
 
     operation: object
     images: torch.Tensor
     arguments: torch.Tensor
+    memory: int = 1
 
 
 def row_of(draw):
@@ -139,7 +141,8 @@ def _randaugment(columns, height, width):
     yield _step(ops.equalize, named("Equalize"))
     matrix = matrices(which, argument[:, 0], height, width)
     for cubic in (False, True):
-        yield _step(partial(ops.affine, bicubic=cubic), named(*GEOMETRIC) & (bicubic == cubic), matrix)
+        warp = _step(partial(ops.affine, bicubic=cubic), named(*GEOMETRIC) & (bicubic == cubic), matrix)
+        yield warp._replace(memory=2)
 
 
 def matrices(which, argument, height, width):
