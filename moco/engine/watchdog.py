@@ -59,12 +59,11 @@ def at_start(stage):
     at(-1, STAGES.index(stage), 0)
 
 
-def in_words(place):
-    """A place (epoch, step, phase) in words."""
+def in_words(place, paused=False):
+    """A place (epoch, step, phase) in words, and whether a signal has paused the process."""
     epoch, step, phase = place
-    if epoch < 0:
-        return f"at the start, {STAGES[step]}"
-    return f"epoch {epoch}, step {step}, {PHASES[phase]}"
+    where = f"at the start, {STAGES[step]}" if epoch < 0 else f"epoch {epoch}, step {step}, {PHASES[phase]}"
+    return f"{where}, paused by SIGSTOP" if paused else where
 
 
 class Watchdog:
@@ -211,7 +210,7 @@ class Watchdog:
         self._in_time(tell)
 
     def _answer(self):
-        self.store.set(f"place/{self.rank}", json.dumps(self._place()[0]))
+        self.store.set(f"place/{self.rank}", json.dumps([self._place()[0], is_paused(self.watched)]))
 
     def _ask(self):
         """Prints which ranks are behind; only the first rank that gets here prints."""
@@ -242,18 +241,28 @@ class Watchdog:
         os._exit(0)
 
 
+def is_paused(pid):
+    """Whether a signal has paused a process; False where the system does not tell, as macOS."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
+
+
 def verdict(places, world, timeout):
     """The error message that names the ranks which did not arrive.
 
     Args:
-        places: for each rank that answered, its place (epoch, step, phase). world: number of ranks.
+        places: for each rank that answered, its place (epoch, step, phase) and whether it is paused.
+        world: number of ranks.
         timeout: in seconds.
     """
     silent = [r for r in range(world) if r not in places]
-    furthest = max((tuple(place) for place in places.values()), default=(-1, 0, 0))
-    behind = [r for r, place in places.items() if tuple(place) < furthest]
+    furthest = max((tuple(place) for place, _ in places.values()), default=(-1, 0, 0))
+    behind = [r for r, (place, paused) in places.items() if paused or tuple(place) < furthest]
     waits = f"no step ended within --timeout {timeout:g} s"
-    late = [f"rank {r} ({in_words(places[r])})" for r in behind] + [f"rank {r} (no answer)" for r in silent]
+    late = [f"rank {r} ({in_words(*places[r])})" for r in behind] + [f"rank {r} (no answer)" for r in silent]
     if late:
         arrived = in_words(furthest)
         return f"error: {waits}; {', '.join(late)} did not arrive; all other ranks ({arrived}) wait for that"

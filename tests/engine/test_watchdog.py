@@ -199,21 +199,44 @@ def test_a_rank_that_holds_pythons_lock_answers_and_ends(step, blamed, tmp_path)
     assert result.returncode == 1 and blamed in result.stderr
 
 
+FREE = False, False  # neither of two ranks is paused
+
+
 @pytest.mark.parametrize(
-    "places, said",
+    "places, paused, said",
     [
-        ({0: (0, 3, STEP), 1: (0, 2, STEP)}, "s; rank 1 (epoch 0, step 2, computing) did not arrive"),
-        ({0: (0, 3, STEP), 1: (-1, 2, 0)}, "s; rank 1 (at the start, building the model) did not arrive"),
+        ([(0, 3, STEP), (0, 2, STEP)], FREE, "s; rank 1 (epoch 0, step 2, computing) did not arrive"),
+        ([(0, 3, STEP), (-1, 2, 0)], FREE, "s; rank 1 (at the start, building the model) did not arrive"),
         (
-            {0: (0, 3, DATA)},
+            [(0, 3, DATA)],
+            FREE,
             "rank 1 (no answer) did not arrive; all other ranks (epoch 0, step 3, waiting for data) wait",
         ),
         (
-            {0: (2, 3, STEP), 1: (2, 3, STEP)},
+            [(2, 3, STEP), (2, 3, STEP)],
+            FREE,
             "all ranks are at the same point (epoch 2, step 3, computing), so the loading of data, a device or",
         ),
-        ({0: (-1, 0, 0), 1: (-1, 0, 0)}, "all ranks are at the same point (at the start, joining the others), so"),
+        (
+            [(2, 3, STEP), (2, 3, STEP)],
+            (True, False),
+            "s; rank 0 (epoch 2, step 3, computing, paused by SIGSTOP) did not arrive; all other ranks (epoch 2",
+        ),
+        ([(-1, 0, 0), (-1, 0, 0)], FREE, "all ranks are at the same point (at the start, joining the others), so"),
     ],
 )
-def test_verdicts(places, said):
-    assert said in verdict(places, 2, 600)
+def test_verdicts(places, paused, said):
+    answers = dict(enumerate(zip(places, paused, strict=False)))
+    assert said in verdict(answers, 2, 600)
+
+
+def test_a_paused_process_is_noticed():
+    program = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert not watchdog.is_paused(program.pid)
+    program.send_signal(signal.SIGSTOP)
+    deadline = time.monotonic() + 20
+    while not watchdog.is_paused(program.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert watchdog.is_paused(program.pid) or sys.platform != "linux"
+    program.kill()
+    program.wait()

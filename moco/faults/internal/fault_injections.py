@@ -207,7 +207,8 @@ def frozen_rank(place, rng):
     rank = rng.randrange(2)
     run.signal_rank(rank, signal.SIGSTOP)
     run.ended(1)
-    run.must_say(f"rank {rank} (epoch ")  # did not arrive
+    run.must_say("paused by SIGSTOP) did not arrive")
+    run.must_say(f"rank {rank} (epoch ")
 
 
 @fault("loss not finite", 1)
