@@ -2,10 +2,10 @@
 
 A collective waits for every process. If one process is stuck, the others would wait until torch's own time-out, and
 then they would not know which one is stuck. With NCCL, they are inside a call that a Python exception can't interrupt.
-Some libraries even keep Python's global lock (GIL) while they wait for a GPU; then no thread of that process runs.
-Therefore each process of a run forks a small process of its own that watches its training loop. It ends the run if
-the loop makes no progress for too long, if another process of the run failed, or if a process of this node died. The
-watching processes communicate through the store of the rendezvous, not through collectives.
+The launcher of compiled kernels even keeps Python's global lock (GIL) while it waits for a GPU with a full queue; then
+no thread of that process runs. Therefore each process of a run forks a small process that watches its training loop.
+It ends the run if the loop makes no progress for too long, if another process of the run failed, or if a process of
+this node died. The watching processes communicate through the store of the rendezvous, not through collectives.
 """
 
 import contextlib
