@@ -39,8 +39,9 @@ class Stream:
 class Event:
     """Stands for torch.cuda.Event."""
 
-    def __init__(self, **_):
+    def __init__(self, enable_timing=False, **_):
         self.clock, self.stream = Counter(), None
+        self.enable_timing, self.ended = enable_timing, False
 
     def record(self, stream=None):
         """Remembers the clock of a stream, of the current one by default."""
@@ -53,10 +54,13 @@ class Event:
 
     def query(self):
         """Whether everything before the event has ended; asking does not wait."""
+        self.ended = True
         return True
 
     def elapsed_time(self, other):
-        """Milliseconds until another event: here, the number of operations in between on that event's streams."""
+        """Milliseconds until another event, which must have ended; here, the number of operations in between."""
+        if not (self.enable_timing and other.enable_timing and other.ended):
+            raise AssertionError("elapsed_time needs events with enable_timing, and `query` must say that they ended")
         return float(sum((other.clock - self.clock).values()))
 
 
@@ -75,8 +79,8 @@ def stand_ins(gpu):
             gpu.stream = before
 
     def new_stream(*_, **__):
-        gpu.streams += 1
-        return Stream(f"side {gpu.streams}")
+        gpu.sides.append(Stream(f"side {len(gpu.sides) + 1}"))
+        return gpu.sides[-1]
 
     def pin_memory(x, *_):
         if gpu.key(x) in gpu.pinned:

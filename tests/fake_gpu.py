@@ -6,7 +6,8 @@ sees every operation and raises RuleBroken where
 
   * a CPU tensor that is no scalar meets one on the GPU;
   * the host waits for the GPU: a value is read, a mask is used as an index, a tensor is copied to the CPU, or a tensor
-    is copied to the GPU from memory that is not pinned. Within `waits_allowed()` such waits are listed instead;
+    is copied to the GPU from memory that is not pinned or without `non_blocking`. Within `waits_allowed()` such waits
+    are listed instead;
   * a tensor is used on another stream than the one that wrote it, without a wait in between or without
     `record_stream`;
   * a fused optimizer gets tensors of unequal memory layouts.
@@ -66,6 +67,7 @@ class FakeGPU(TorchDispatchMode):
     """A context in which `device="cuda"` works; see above. Only one can be active.
 
     Attributes:
+        sides: the streams that were made.
         launches, operations: number of kernels, and a Counter of them by name.
         moved: bytes that the kernels read and write.
         live, peak: bytes in use now and at most. Views share the memory of their base.
@@ -80,7 +82,7 @@ class FakeGPU(TorchDispatchMode):
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.main = Stream("main")
-        self.stream, self.streams = self.main, 0
+        self.stream, self.sides = self.main, []
         self.allowed, self.waits, self.late_pins = 0, [], []
         self.answer = lambda x: torch.zeros(x.shape, dtype=x.dtype)
         self.pinned, self.kept = set(), []
@@ -176,7 +178,8 @@ class FakeGPU(TorchDispatchMode):
         waits = len(self.waits)
         self._check_streams(operation, on_gpu)
         if name in COPIES:
-            if (answer := self._check_copy(name, args, target, to_gpu)) is not None:
+            asynchronous = kwargs.get("non_blocking") or (name == "copy_" and True in args[2:])
+            if (answer := self._check_copy(name, args, target, to_gpu, asynchronous)) is not None:
                 return answer
         elif any(x.dim() and x.device.type == "cpu" for x in tensors):
             shapes = [(x.device.type, tuple(x.shape)) for x in tensors]
@@ -202,13 +205,17 @@ class FakeGPU(TorchDispatchMode):
         self._note(operation, outs, args)
         return out
 
-    def _check_copy(self, name, args, target, to_gpu):
+    def _check_copy(self, name, args, target, to_gpu, asynchronous):
         """Refuses a copy that makes the host wait; returns what a copy to the CPU gives, else None."""
         source = args[1] if name == "copy_" else args[0]
         if source.device.type == "cpu":
-            if source.dim() and self.key(source) not in self.pinned:
+            if self.key(source) not in self.pinned or not source.is_contiguous():
                 self.wait(f"copy of {tuple(source.shape)} to the GPU from memory that is not pinned")
+            elif not asynchronous:
+                self.wait(f"copy of {tuple(source.shape)} to the GPU without non_blocking=True")
         elif (target is not None and not to_gpu) or (name == "copy_" and args[0].device.type == "cpu"):
+            if asynchronous:
+                raise RuleBroken(f"a copy of {tuple(source.shape)} to the CPU that nobody waits for")
             self.wait(f"copy of {tuple(source.shape)} to the CPU")
             with unset_fake_temporarily():
                 answer = self.answer(source)

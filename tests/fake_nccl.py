@@ -48,7 +48,9 @@ class FakeNCCL:
         ranks = self.world if group is None else group
         self._sizes("all_gather_single", out.shape == (ranks * len(x), *x.shape[1:]))
 
-    def all_reduce(self, x, *_, **__):
+    def all_reduce(self, x, *_, async_op=False, **__):
+        if async_op:
+            raise RuleBroken("all_reduce: nobody waits for the result")
         self._check("all_reduce", x)
 
     def new_group(self, ranks, timeout=None, **_):
