@@ -13,6 +13,10 @@ import main_moco
 from moco.data import prefetch_to_device
 from moco.data.prefetch_to_device import finisher, prefetched
 from moco.engine import preemption
+from moco.engine.checkpoint_background_writer import on_cpu
+from moco.engine.checkpoint_format import checkpoint_of
+from moco.engine.checkpoint_resume import restore
+from moco.engine.ddp_wrapper import check_equal
 from moco.engine.nonfinite_loss import NonfiniteGuard
 from moco.engine.preemption import StopListener
 from moco.engine.training_epoch import Epoch
@@ -116,6 +120,37 @@ def check_step(designs, batch, precision=None, splits=1, tiny=True, steps=3, cro
     return gpu
 
 
+def check_compiled_batchnorm(designs=ALL):
+    """A step on the path of the batch normalisation that torch.compile takes."""
+    with mock.patch.object(torch.compiler, "is_compiling", lambda: True):
+        check_step(designs, 8, splits=2)
+
+
+def check_start_and_save():
+    """The start of a run, a checkpoint and a resume, which may wait for the GPU; then a step, which may not."""
+    args = arguments((), 8, 32, moco_k=64)
+    plan = main_moco.view_plan(args)
+    with fake_gpu() as gpu, tiny_net(main_moco):
+        with gpu.waits_allowed():
+            model, optimizer = main_moco.build(args, CUDA)
+            conv = model.encoder_q.conv.weight
+            assert conv.is_contiguous(memory_format=torch.channels_last), "the network must be channels last"
+            check_equal(model.state_dict())
+            with gpu.waits_allowed() as waits:
+                guard = NonfiniteGuard(FakeLoader([(torch.zeros(8),)]), optimizer, None)
+                gpu.answer = lambda x: torch.tensor([[-1, 0]])
+                guard.check()
+            assert len(waits) == 1, waits
+            gpu.answer = lambda x: torch.zeros(x.shape, dtype=x.dtype)
+            saved = on_cpu(checkpoint_of(1, model, optimizer, {"arch": "resnet18"}))
+            for state in saved["optimizer"]["state"].values():  # as in published files
+                state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+            restore(saved, model, optimizer)
+            main_moco.noise_loss(plan, None, model, 8)
+        views = plan.split([torch.randn(8, 3, 32, 32, device=CUDA) for _ in plan.views])
+        main_moco.train_step(model, optimizer, grad_scaler(CUDA, None), views, 1, None)
+
+
 def check_rank(designs, world, rank, group=8, batch=4, **more):
     """Steps as one rank of several with NCCL; returns (FakeGPU, FakeNCCL)."""
     nccl = FakeNCCL(world, rank)
@@ -200,14 +235,29 @@ def tiny_net(script):
     return mock.patch.object(script.models, "get_model", lambda arch, num_classes=1000: TinyNet(num_classes))
 
 
-def check_linear_classification(precision=None, lars=True):
-    """Steps and a validation of the linear classification; returns what made the host wait in the validation."""
+def check_linear_classification(precision=None, lars=True, world=1):
+    """Steps and a validation of the linear classification; returns what made the host wait in the validation.
+
+    With several ranks, all of them look for stop signals in each step of the validation, which waits, too.
+    """
     args = main_lincls.build_parser().parse_args([".", "--lars"] if lars else ["."])
     vars(args).update(seed=0, compile=False, init_lr=0.1)
-    with fake_gpu() as gpu, tiny_net(main_lincls), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.ExitStack() as stack:
+        gpu = stack.enter_context(fake_gpu())
+        stack.enter_context(tiny_net(main_lincls))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stop, each_step = StopListener(1), lambda i: None
+        if world > 1:
+            stack.enter_context(FakeNCCL(world, rank=1).installed())
+            stack.enter_context(mock.patch.object(preemption, "rank", lambda: 1))
+            each_step = lambda i: stop.asked(True)  # noqa: E731
         with gpu.waits_allowed():
             model, optimizer = main_lincls.build(args, 5, CUDA)
             normalize._constants(CUDA)
+            main_lincls.noise_output(24, precision, model, 8)
+            frozen = main_lincls.frozen_tensors(model)
+            with mock.patch.object(torch, "equal", lambda a, b: a.device == b.device == CUDA):
+                main_lincls.check_frozen(frozen, model)
         images, labels = torch.randn(8, 3, 24, 24, device=CUDA), torch.zeros(8, dtype=torch.long, device=CUDA)
         for _ in range(2):
             main_lincls.train_step(model, optimizer, images, labels, precision)
@@ -216,5 +266,5 @@ def check_linear_classification(precision=None, lars=True):
             for n in (8, 8, 3)
         ]
         with gpu.waits_allowed() as waits:
-            validate(model, FakeLoader(batches), 19, CUDA, precision, 1, True, lambda i: None)
+            validate(model, FakeLoader(batches), 19 * world, CUDA, precision, 1, True, each_step)
     return waits

@@ -101,3 +101,15 @@ def test_a_log_line_waits_once_and_only_after_the_next_batch_is_queued(world):
 @pytest.mark.parametrize("precision", [None, "bf16"])
 def test_linear_classification_waits_once_in_a_validation(precision, lars):
     assert len(checks.check_linear_classification(precision, lars)) == 1
+
+
+def test_ranks_of_the_linear_classification_send_what_nccl_accepts():
+    assert len(checks.check_linear_classification(world=8)) == 3 + 1  # 3 steps of the validation, and its end
+
+
+def test_compiled_batch_normalisation_waits_for_nothing():
+    checks.check_compiled_batchnorm()
+
+
+def test_the_start_and_a_checkpoint_leave_a_model_that_trains():
+    checks.check_start_and_save()
