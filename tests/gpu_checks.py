@@ -91,6 +91,7 @@ def check_copies(designs, batch, augment_on="device", crop=224, mini=96, batches
         pinned(gpu, one)
         with gpu.waits_allowed():  # constants are copied once
             assert len(list(prefetched([one], finish, CUDA))) == 1
+        torch.zeros(1, device=CUDA)  # a step that still runs
         gpu.reset()
         for views, labels in prefetched([one] * batches, finish, CUDA):
             assert all(view.device == CUDA and view.dtype == torch.float32 for view in views)
@@ -138,7 +139,7 @@ def check_start_and_save():
             check_equal(model.state_dict())
             with gpu.waits_allowed() as waits:
                 guard = NonfiniteGuard(FakeLoader([(torch.zeros(8),)]), optimizer, None)
-                gpu.answer = lambda x: torch.tensor([[-1, 0]])
+                gpu.answer = lambda x: torch.tensor([[-1, 0]]) if x.dim() else torch.tensor(0)
                 guard.check()
             assert len(waits) == 1, waits
             gpu.answer = lambda x: torch.zeros(x.shape, dtype=x.dtype)

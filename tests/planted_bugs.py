@@ -26,6 +26,9 @@ CHECKS = {
     "rank": lambda c: c.check_rank(c.ALL, 8, 3),
     "epoch": lambda c: c.check_waits(c.check_epoch()),
     "probe": lambda c: c.check_waits([c.check_linear_classification()]),
+    "ranks of the probe": lambda c: c.check_linear_classification(world=8),
+    "compiled": lambda c: c.check_compiled_batchnorm(),
+    "start": lambda c: c.check_start_and_save(),
 }
 # Name: (check, file, text, replacement).
 BUGS = {
@@ -132,6 +135,50 @@ BUGS = {
         "copy_to_device(run.stop.note(), ours.device)",
         "run.stop.note().to(ours.device)",
     ),
+    "events without a time": ("epoch", "moco/engine/step_timer.py", "Event(enable_timing=True)", "Event()"),
+    "a copy without non_blocking": ("copies", "moco/distributed.py", "to(device, non_blocking=True)", "to(device)"),
+    "a part of pinned memory that is not contiguous": (
+        *("copies", "moco/views/augment_on_device.py"),
+        "copy_to_device(rows[:, self.firsts[i], BOX].contiguous(), x.device)",
+        "rows[:, self.firsts[i], BOX].to(x.device, non_blocking=True)",
+    ),
+    "the side stream waits for the step": (
+        *("copies", "moco/data/prefetch_to_device.py"),
+        "        with torch.cuda.stream(side):\n",
+        "        side.wait_stream(main)\n        with torch.cuda.stream(side):\n",
+    ),
+    "a scalar that is copied": (
+        *("step", "moco/builder.py"),
+        "self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)",
+        "self.queue_ptr.copy_(torch.tensor((self.step + 1) * len(keys) % self.K))",
+    ),
+    "nobody waits for a sum": ("ranks of the probe", "moco/distributed.py", "reduce(x)", "reduce(x, async_op=True)"),
+    "a note of the CPU for NCCL": (
+        *("ranks of the probe", "moco/engine/preemption.py"),
+        "copy_to_device(self.note(), collective_device())",
+        "self.note()",
+    ),
+    "a tensor of the CPU where it is compiled": (
+        *("compiled", "moco/batchnorm.py"),
+        "torch.rsqrt(var + self.eps)",
+        "torch.rsqrt(var + torch.full((1, 1), self.eps))",
+    ),
+    "momentum of a file in another layout": (
+        *("start", "moco/engine/checkpoint_resume.py"),
+        'torch.empty_like(parameter).copy_(state["momentum_buffer"])',
+        'state["momentum_buffer"].contiguous()',
+    ),
+    "a checkpoint copied without a wait": (
+        *("start", "moco/engine/checkpoint_background_writer.py"),
+        'to("cpu", copy=True)',
+        'to("cpu", copy=True, non_blocking=True)',
+    ),
+    "the guard waits for each parameter": (
+        *("start", "moco/engine/nonfinite_loss.py"),
+        "broken |= ~p.isfinite().all()",
+        "broken |= bool(~p.isfinite().all())",
+    ),
+    "noise on the CPU": ("start", "main_moco.py", "view.size, device=device)", "view.size)"),
     "LARS asks for the norms": (
         *("probe", "moco/optim.py"),
         "        ratio = self.trust_coefficient",
