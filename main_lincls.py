@@ -135,6 +135,7 @@ def train(run, train_folder, val_folder):
     validate_now = partial(validate, model, val_loader, len(val_folder), *how)
     if args.evaluate:
         model.requires_grad_(False)  # so that --compile makes no graph for training
+        watchdog.at_start("starting the data workers")
         validate_now(partial(watchdog.at, 0, phase=watchdog.STEP))
         return
     frozen = frozen_tensors(model)

@@ -77,7 +77,7 @@ def validation_loader(folder, size, batch, workers, room=math.inf):
     first, last = (len(folder) * r // world_size() for r in (rank(), rank() + 1))
     dataset = CentralViews(folder, size)
     size = pinned_bytes(dataset, batch)
-    return make_loader(dataset, workers, size, room, sampler=range(first, last), batch_size=batch)
+    return make_loader(dataset, workers, size, room, "validation", sampler=range(first, last), batch_size=batch)
 
 
 class SignalSafeLoader(DataLoader):
@@ -88,19 +88,20 @@ class SignalSafeLoader(DataLoader):
             return super().__iter__()
 
 
-def make_loader(dataset, workers, size=0, room=math.inf, **batches):
+def make_loader(dataset, workers, size=0, room=math.inf, purpose="training", **batches):
     """A DataLoader whose workers persist over epochs, ignore stop signals, and exit with this process.
 
     Args:
         dataset: any Dataset. workers: number of data workers, at most.
         size: bytes of a batch. room: bytes that batches may fill while they wait for the device.
-        batches: further arguments of DataLoader.
+        purpose: of the images, for the message about a lack of memory. batches: further arguments of DataLoader.
     """
     wanted, (workers, ahead) = workers, in_flight(workers, size, room)
     if workers and rank() == 0 and (workers, ahead) != (wanted, IN_ADVANCE):
         say(
-            f"note: {workers} of {wanted} data workers start, and each prepares {ahead} of {IN_ADVANCE} batches in "
-            f"advance, since batches of {size / 1e9:.2g} GB would fill more than {room / 1e9:.2g} GB of the memory"
+            f"note: {workers} of {wanted} data workers start for the {purpose}, and each prepares {ahead} of "
+            f"{IN_ADVANCE} batches in advance, since batches of {size / 1e9:.2g} GB would fill more than "
+            f"{room / 1e9:.2g} GB of the memory"
         )
     return SignalSafeLoader(
         dataset,

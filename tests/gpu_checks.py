@@ -163,7 +163,7 @@ class FakeLoader:
     """Batches in place of a DataLoader; `taken` is the number of those that were asked for."""
 
     def __init__(self, batches):
-        self.batches, self.taken = batches, 0
+        self.batches, self.taken, self.num_workers = batches, 0, 0
         self.batch_sampler, self.batch_size = SimpleNamespace(start=0, epoch=0), len(batches[0][-1])
 
     def __len__(self):
@@ -180,9 +180,12 @@ def check_epoch(steps=5, print_freq=2, world=1):
 
     Returns:
         For each step, how many batches the loader had given whenever the host waited for the GPU.
+
+    Raises:
+        AssertionError: the log's `Wait` leaves out the augmentation, or the memory grows.
     """
     args = arguments((), 4, 16, print_freq=print_freq, save_every=None, epochs=1, moco_k=64, augment_on="device")
-    plan, waits = main_moco.view_plan(args), []
+    plan, waits, memory = main_moco.view_plan(args), [], []
     with contextlib.ExitStack() as stack:
         gpu = stack.enter_context(fake_gpu())
         stack.enter_context(tiny_net(main_moco))
@@ -210,7 +213,7 @@ def check_epoch(steps=5, print_freq=2, world=1):
             normalize._constants(CUDA)
         run = SimpleNamespace(
             **{"args": args, "device": CUDA, "loader": loader, "finish": finisher(plan.views, "device", CUDA)},
-            **{"place": (0, 0), "stop": StopListener(print_freq), "optimizer": optimizer},
+            **{"workers": 0, "place": (0, 0), "stop": StopListener(print_freq), "optimizer": optimizer},
             guard=NonfiniteGuard(loader, optimizer, None),
             log=SimpleNamespace(write=lambda *_, **__: None),
         )
@@ -221,6 +224,9 @@ def check_epoch(steps=5, print_freq=2, world=1):
             result = main_moco.train_step(model, optimizer, grad_scaler(CUDA, None), views, step, None)
             with gpu.waits_allowed():
                 epoch.report(*result)
+            memory.append(gpu.live)
+        assert epoch.timer.share_waited() > 0, "the time until a batch is augmented counts as waiting"
+        assert memory[3] == memory[1], "the memory grows from step to step"
     return waits
 
 

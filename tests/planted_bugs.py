@@ -18,6 +18,7 @@ import torchvision.transforms.functional  # noqa: F401  (imported once, before t
 
 import tests.fake_gpu  # noqa: F401  (as are fake tensors)
 
+CRASH = "not a rule, but a crash:"
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHECKS = {
     "copies": lambda c: c.check_copies(c.ALL, 48, crop=32, mini=16, batches=1),
@@ -179,6 +180,12 @@ BUGS = {
         "broken |= bool(~p.isfinite().all())",
     ),
     "noise on the CPU": ("start", "main_moco.py", "view.size, device=device)", "view.size)"),
+    "the end of a step after the next batch": (
+        *("epoch", "moco/engine/training_epoch.py"),
+        "            self.batches.fetch()\n",
+        "            self.batches.fetch()\n            self.timer.step_ended()\n",
+    ),
+    "batches are kept": ("epoch", "moco/data/prefetch_to_device.py", "self.fetched.pop()", "self.fetched[-1]"),
     "LARS asks for the norms": (
         *("probe", "moco/optim.py"),
         "        ratio = self.trust_coefficient",
@@ -223,7 +230,7 @@ def said_by_check(name):
             try:
                 run(gpu_checks)
             except AssertionError as error:  # RuleBroken is one
-                return str(error)
+                return str(error) or "an assertion"
     return None
 
 
@@ -235,12 +242,12 @@ def main(names):
             try:
                 answer = said_by_check(name)
             except BaseException as error:
-                answer = f"{type(error).__name__}: {error}"  # not what the check should say
+                answer = f"{CRASH} {type(error).__name__}: {error}"
             os.write(writer, json.dumps(answer).encode())
             os._exit(0)
         os.close(writer)
         with os.fdopen(reader) as answer:
-            results[name] = json.loads(answer.read() or '"the process died"')
+            results[name] = json.loads(answer.read() or f'"{CRASH}"')
         os.waitpid(child, 0)
     print(json.dumps(results))
 

@@ -100,15 +100,15 @@ def test_batches_that_wait_fit_into_the_memory(workers, size, room, expected):
     assert loader.in_flight(workers, size, room) == expected
 
 
-@pytest.mark.parametrize("augment_on, bytes_each", [("cpu", 3 * (2 * 24**2 + 6 * 12**2)), ("device", None)])
-def test_a_loader_that_must_save_memory_says_so(augment_on, bytes_each, imagenet, capsys):
+@pytest.mark.parametrize("augment_on", ["cpu", "device"])
+def test_a_loader_that_must_save_memory_says_so(augment_on, imagenet, capsys):
     folder = ImageFolder(imagenet / "train")
     batches = loader.training_loader(folder, PLAN.views, 16, 0, 2, augment_on=augment_on)
     assert batches.num_workers == 2 and batches.prefetch_factor == 2 and capsys.readouterr().out == ""
     size = sum(x.numel() for x in (next(iter(batches))[0] if augment_on == "cpu" else next(iter(batches))[0].values()))
-    assert sum(batches.dataset.bytes_each()) * 16 == size
+    assert sum(batches.dataset.bytes_each()) * 16 == size == 16 * 3 * (2 * 24**2 + 6 * 12**2)
     batches = loader.training_loader(folder, PLAN.views, 16, 0, 2, augment_on=augment_on, room=2 * size)
     assert batches.num_workers == 1 and batches.prefetch_factor == 1  # torch rounds up to powers of two
-    said = "note: 1 of 2 data workers start, and each prepares 1 of 2 batches in advance, since batches of"
+    said = "note: 1 of 2 data workers start for the training, and each prepares 1 of 2 batches in advance, since"
     assert said in capsys.readouterr().out
     assert loader.validation_loader(folder, 16, 8, 2, room=8 * 3 * 16**2 * 3).prefetch_factor == 1

@@ -127,11 +127,13 @@ def run_parts(names, out, report, end, half):
         rest, estimate = end - time.monotonic(), SMALL_ESTIMATE if report["small"] else PARTS[name].estimate
         if rest < min(estimate, half) / 2:
             reason = f"{max(rest, 0):.0f} s were left, and it takes about {estimate} s"
-            parts[name] = {"status": "did not fit", "reason": reason, "seconds": 0, "commands": [], "figures": {}}
+            part = {"status": "did not fit", "reason": reason, "seconds": 0, "commands": [], "figures": {}}
         else:
-            parts[name] = attempt(name, out, report, end, half)
-        status, reason = parts[name]["status"], parts[name]["reason"]
-        say(f"{name}: {status} after {parts[name]['seconds']:.0f} s" + f" ({reason})" * bool(reason))
+            part = attempt(name, out, report, end, half)
+        status, reason = part["status"], part["reason"]
+        say(f"{name}: {status} after {part['seconds']:.0f} s" + f" ({reason})" * bool(reason))
+        if status != "did not fit" or parts.get(name, {}).get("status") != "failed":  # a failure is not forgotten
+            parts[name] = part
         write(out, report)
 
 

@@ -45,11 +45,10 @@ def check_resume(args, launch, build, candidates, any_options=False):
         compared.pop("bn_splits", None)
     deterministic = compared.pop("deterministic")  # may differ, since both give valid results
     earlier = checkpoint.get("options", {}).get("deterministic", deterministic)
-    if earlier != deterministic:
+    if earlier != deterministic and torch.cuda.device_count() and not any_options:
         now, then = ("on" if value else "off" for value in (deterministic, earlier))
-        print(
-            f"note: --deterministic is {now}, but was {then} before the resume; no run will repeat this one bit by bit"
-        )
+        difference = f"--deterministic is {now}, but was {then} before the resume"
+        print(f"note: {difference}; the run as a whole can't be repeated bit by bit", flush=True)
     check_resumable(checkpoint, args.resume, *build(), compared, force)
     if not force and args.start_epoch not in (None, checkpoint["epoch"]):
         raise ValueError(

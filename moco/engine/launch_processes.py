@@ -13,6 +13,7 @@ import time
 import traceback
 
 import torch
+import torch._inductor.config
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
@@ -101,7 +102,8 @@ def _first_to_fail(processes):
 
 def share_cores(processes):
     """Lets each of `processes` on this node compile with its share of the cores; torch would take all for each."""
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, cores() // processes)))
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        torch._inductor.config.compile_threads = max(1, cores() // processes)
 
 
 def _device(index):

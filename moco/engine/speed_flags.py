@@ -11,7 +11,6 @@ import shutil
 
 import torch
 
-from moco.engine.determinism import check_compiles_repeatably
 from moco.precision import PRECISIONS
 
 AMPERE, COMPILES = (8, 0), (7, 0)  # compute capabilities that TF32 and bf16, and torch.compile, need
@@ -73,8 +72,6 @@ def settle(args):
     args.compile = bool(args.compile)
     if args.compile:
         check_compiler(capability)
-    if args.compile and args.deterministic:
-        check_compiles_repeatably()
 
 
 def check_precision(precision, capability):

@@ -58,13 +58,13 @@ def batchnorm_report(splits, processes, total_batch, earlier=None, slow=False):
     return line
 
 
-def advise(timer, augment_on, workers):
+def advise(timer, augment_on, more_workers):
     """Prints a line of advice if much of the time so far went into waiting for data.
 
     Args:
-        timer: a StepTimer. augment_on, workers: values of the flags --augment-on and --workers.
+        timer: a StepTimer. augment_on: the value of --augment-on. more_workers: whether more --workers are possible.
     """
     share = timer.share_waited()
     if share > WAIT_TO_REPORT:
-        ways = ["--augment-on device"] * (augment_on == "cpu") + ["more --workers"] * (workers < cores())
+        ways = ["--augment-on device"] * (augment_on == "cpu") + ["more --workers"] * more_workers
         say(f"note: {share:.0%} of the time is spent waiting for data; try {' or '.join(ways) or 'more CPU cores'}")

@@ -5,6 +5,7 @@ import torch
 from moco.data.prefetch_to_device import Lookahead, prefetched
 from moco.distributed import all_gather, copy_to_device, rank
 from moco.engine import watchdog
+from moco.engine.launch_plan import cores
 from moco.engine.meters import AverageMeter, ProgressMeter
 from moco.engine.startup_report import STEPS_TO_JUDGE, advise
 from moco.engine.step_timer import StepTimer
@@ -67,7 +68,7 @@ class Epoch:
             self.batches.fetch()
         watchdog.at(self.number, i, watchdog.REPORT)
         if rank() == 0 and self.is_first and i == min(STEPS_TO_JUDGE, self.length) - 1:
-            advise(self.timer, args.augment_on, args.workers)
+            advise(self.timer, args.augment_on, args.workers < cores() and run.loader.num_workers == run.workers)
         prints = i % args.print_freq == 0
         notes = self._exchange() if run.stop.due(prints) or prints else []
         if prints and rank() == 0:

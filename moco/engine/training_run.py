@@ -77,7 +77,7 @@ class Run:
         watchdog.at_start("reading the checkpoint")
         args.seed, args.resume = from_rank_0((args.seed, args.resume))
         check_same_options(args)
-        set_determinism(args.deterministic, args.compile)
+        set_determinism(args.deterministic)
         set_precision(args.precision)
         self.device, self.args, self.launch, self.names = device, args, launch, names
         self.workers = workers_per_process(args.workers, launch.local)

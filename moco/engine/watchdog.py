@@ -2,8 +2,9 @@
 
 A collective waits for every process. If one process is stuck, the others would wait until torch's own time-out, and
 then they would not know which one is stuck. With NCCL, they are inside a call that a Python exception can't interrupt.
-The launcher of compiled kernels even keeps Python's global lock (GIL) while it waits for a GPU with a full queue; then
-no thread of that process runs. Therefore each process of a run forks a small process that watches its training loop.
+Code in C++ may even keep Python's global lock (GIL) while it waits for a GPU with a full queue, as torch's launcher of
+compiled kernels does (static_cuda_launcher.cpp); then no thread of that process runs. Therefore each process of a run
+forks a small process that watches its training loop.
 It ends the run if the loop makes no progress for too long, if another process of the run failed, or if a process of
 this node died. The watching processes communicate through the store of the rendezvous, not through collectives.
 """
@@ -13,9 +14,9 @@ import json
 import mmap
 import os
 import signal
-import struct
 import threading
 import time
+import traceback
 
 from moco.data.worker_processes import STOP_SIGNALS, stop_signals_held
 from moco.engine.checkpoint_background_writer import THREAD
@@ -38,7 +39,7 @@ STAGES = (
 )
 DATA, STEP, AHEAD, REPORT = range(4)  # phases of a step
 PHASES = ("waiting for data", "computing", "waiting for the next batch", "logging or saving")
-PLACE = struct.Struct("qqqd")  # epoch, step and phase, and when the loop got there
+PLACE, MOVED, ENDING = range(3)  # what the numbers in the shared memory say: see Watchdog.note
 END, STAY = b"e", b"s"  # what the watching process asks for, and what ends the thread that waits for it
 
 _current = None  # this process's Watchdog
@@ -69,7 +70,7 @@ def in_words(place, paused=False):
 class Watchdog:
     """A context manager that watches the training loop of this process.
 
-    Enter it before the process uses a GPU or starts threads, since it forks.
+    Enter it before the process joins the process group, since it forks. The forked process uses no GPU.
 
     Args:
         store: a torch.distributed store that all ranks share.
@@ -81,13 +82,14 @@ class Watchdog:
     def __init__(self, store, rank, world, timeout, lost=None):
         self.store, self.watchers_store = store, store.clone()
         self.rank, self.world, self.timeout, self.lost = rank, world, timeout, lost
-        self.shared = mmap.mmap(-1, PLACE.size + 1)  # the place, and whether this process has begun to end
+        self.shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")  # each number is written at once
         self.note(-1, 0, 0)
         self.talk = None
 
     def note(self, epoch, step, phase):
-        """Writes the place of the training loop, and the time, into the shared memory."""
-        PLACE.pack_into(self.shared, 0, epoch, step, phase, time.monotonic())
+        """Writes the place of the training loop, as one number, and then the time into the shared memory."""
+        self.shared[PLACE] = (epoch + 1 << 42) | (step << 2) | phase
+        self.shared[MOVED] = time.monotonic_ns()
 
     def __enter__(self):
         global _current
@@ -120,7 +122,7 @@ class Watchdog:
         """Waits until the watching process asks this one to end, then ends it."""
         if os.read(self.requests, 1) == STAY:
             return
-        self.shared[PLACE.size] = 1
+        self.shared[ENDING] = 1
         for thread in threading.enumerate():
             if thread.name == THREAD:
                 thread.join(WRITE)
@@ -145,6 +147,8 @@ class Watchdog:
                         late = f"error: no step ended within --timeout {self.timeout:g} s"
                         say(f"{late}; {KEEPER} does not respond", True)
                         self._end()
+        except Exception:
+            say(f"warning: nobody watches rank {self.rank} any more: {traceback.format_exc()}", True)
         finally:
             os._exit(0)
 
@@ -156,9 +160,9 @@ class Watchdog:
         return lives
 
     def _place(self):
-        """The place of the training loop, and when it got there."""
-        *place, moved = PLACE.unpack_from(self.shared)
-        return place, moved
+        """The place of the training loop: epoch, step and phase."""
+        place = self.shared[PLACE]
+        return (place >> 42) - 1, (place >> 2) & (1 << 40) - 1, place & 3
 
     def _look(self):
         if self.lost is not None and self.lost.value:
@@ -173,7 +177,7 @@ class Watchdog:
             self._end()
 
     def _is_late(self):
-        return time.monotonic() - self._place()[1] > self.timeout
+        return time.monotonic_ns() - self.shared[MOVED] > self.timeout * 1e9
 
     def _in_time(self, function, *args):
         """Returns `function(*args)`, which uses the store; raises TimeoutError if that takes longer than GRACE.
@@ -210,7 +214,7 @@ class Watchdog:
         self._in_time(tell)
 
     def _answer(self):
-        self.store.set(f"place/{self.rank}", json.dumps([self._place()[0], is_paused(self.watched)]))
+        self.store.set(f"place/{self.rank}", json.dumps([self._place(), is_paused(self.watched)]))
 
     def _ask(self):
         """Prints which ranks are behind; only the first rank that gets here prints."""
@@ -236,7 +240,7 @@ class Watchdog:
             if reason:
                 say(f"rank {self.rank}: {reason}; this process ends too", True)
             os.write(self.request, END)
-            if self._lives(GRACE) and (not self.shared[PLACE.size] or self._lives(WRITE + GRACE)):
+            if self._lives(GRACE) and (not self.shared[ENDING] or self._lives(WRITE + GRACE)):
                 os.kill(self.watched, signal.SIGKILL)  # no thread of it runs, so it can't clean up
         os._exit(0)
 

@@ -72,6 +72,15 @@ def test_a_second_call_continues(call_report, tmp_path):
     assert "nothing is left to do" in call_report(parts)[1] and len(calls) == 5
 
 
+def test_a_failure_is_not_forgotten_when_the_time_is_over(call_report, tmp_path):
+    def fails(job):
+        raise PartFailed("no luck")
+
+    assert call_report({"a": fails})[0] == 1
+    code, out = call_report({"a": fails}, "--minutes", "0.0001")
+    assert code == 1 and "a: did not fit" in out and parts_of(tmp_path)["a"]["reason"] == "no luck"
+
+
 def test_what_does_not_fit_is_listed_and_left_to_the_next_call(call_report, tmp_path):
     parts = {"a": python("print(1)"), "b": python("print(2)")}
     assert call_report(parts, "--minutes", "1e-9")[0] == 0

@@ -1,12 +1,14 @@
 """Batches on their way to the network."""
 
+import weakref
+
 import pytest
 import torch
 
 from moco.asymmetry.multicrop import multicrop_plan
 from moco.asymmetry.scalemix import scalemix_plan
 from moco.data.file_list import ImageFolder
-from moco.data.prefetch_to_device import finisher, prefetched
+from moco.data.prefetch_to_device import Lookahead, finisher, prefetched
 from moco.loader import training_loader
 from moco.views.augmentation_recipes import baseline_plan
 
@@ -54,3 +56,25 @@ def test_a_batch_is_not_overwritten_before_its_step_is_through(imagenet):
         del views
     for kept, batch in zip(copies, loader, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(kept, finish(batch)[0], strict=True))
+
+
+def test_a_look_ahead_raises_an_error_only_when_its_item_is_due():
+    def items():
+        yield 1
+        yield 2
+        raise KeyError("the third one")
+
+    ahead = Lookahead(items())
+    ahead.fetch()
+    ahead.fetch()  # fetches nothing more
+    assert next(ahead) == 1 and next(ahead) == 2
+    ahead.fetch()  # the error waits
+    with pytest.raises(KeyError):
+        next(ahead)
+    assert list(ahead) == []
+
+
+def test_a_look_ahead_keeps_no_item():
+    ahead = Lookahead([torch.zeros(3) for _ in range(1)] for _ in range(2))
+    kept = weakref.ref(next(ahead)[0])
+    assert kept() is None

@@ -40,9 +40,8 @@ PROGRAM = """
 """
 
 
-@pytest.mark.slow
 def test_processes_that_compile_share_the_cores():
-    lines = "from moco.engine import launch_processes as l; l.cores = lambda: 12; l.share_cores(4)"
+    lines = "import main_moco; from moco.engine import launch_processes as l; l.cores = lambda: 12; l.share_cores(4)"
     lines += "; import torch._inductor.config as c; print(c.compile_threads)"
     for env, threads in (({}, "3"), ({"TORCHINDUCTOR_COMPILE_THREADS": "5"}, "5")):
         env = {**os.environ, "PYTHONPATH": os.getcwd(), **env}

@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from moco.engine import watchdog
-from moco.engine.watchdog import DATA, STEP, Watchdog, verdict
+from moco.engine.watchdog import DATA, REPORT, STEP, Watchdog, verdict
 
 
 @pytest.fixture
@@ -56,6 +56,32 @@ def test_each_stage_of_the_start_has_the_whole_time(store, ends):
             watchdog.at_start(stage)
             time.sleep(0.2)
     assert ends(0) == []
+
+
+def test_a_loop_that_reports_all_the_time_is_never_found_late(store, ends, monkeypatch):
+    """What the watching process reads is never half-written."""
+    monkeypatch.setattr(watchdog, "LOOK", 0.0001)
+    with Watchdog(store, 0, 1, timeout=60) as dog:
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            for step in range(1000):
+                watchdog.at(step, 2**40 - step - 1, REPORT)
+            assert dog._place() == (999, 2**40 - 1000, REPORT)
+    assert ends(0) == []
+
+
+def test_the_place_survives_its_way_through_the_shared_memory(store):
+    dog = Watchdog(store, 0, 1, timeout=60)
+    for place in ((-1, 0, 0), (-1, 6, 0), (0, 0, DATA), (99, 5003, STEP), (10**5, 10**9, REPORT)):
+        dog.note(*place)
+        assert dog._place() == place
+
+
+def test_a_watching_process_that_fails_says_so(store, ends, monkeypatch, capfd):
+    monkeypatch.setattr(Watchdog, "_look", lambda _: {}["nothing"])
+    with Watchdog(store, 3, 4, timeout=60):
+        time.sleep(1)
+    assert "warning: nobody watches rank 3 any more: Traceback" in capfd.readouterr().err
 
 
 def test_ranks_that_are_behind_are_named_by_one_of_those_that_wait(store, ends, capfd):

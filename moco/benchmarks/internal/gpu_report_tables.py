@@ -142,8 +142,7 @@ def results(done):
         yield ["`main_moco.py --fast`", f"{speed}; {run['workers']} workers, {run['steps']} steps of {run['batch']}"]
     if run := done.get("preemption"):
         equal = f"by up to {run['difference']:.3g}" if run["difference"] else "in no bit"
-        flags = f" with {' '.join(run['flags'])}" if run["flags"] else ""
-        where = f"stopped after {run['steps_before']} of {run['steps']} steps and resumed{flags}"
+        where = f"--deterministic, stopped after {run['steps_before']} of {run['steps']} steps and resumed"
         yield ["SIGTERM and resume", f"{where}: weights and momentum differ {equal} from an uninterrupted run's"]
     if run := done.get("lincls"):
         network = "of the run above" if run["pretrained"] else "of random weights"
