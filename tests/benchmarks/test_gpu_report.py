@@ -77,7 +77,7 @@ def test_a_failure_is_not_forgotten_when_the_time_is_over(call_report, tmp_path)
         raise PartFailed("no luck")
 
     assert call_report({"a": fails})[0] == 1
-    code, out = call_report({"a": fails}, "--minutes", "0.0001")
+    code, out = call_report({"a": fails}, "--minutes", "1e-9")
     assert code == 1 and "a: did not fit" in out and parts_of(tmp_path)["a"]["reason"] == "no luck"
 
 
