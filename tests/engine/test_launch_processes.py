@@ -15,8 +15,11 @@ PROGRAM = """
     import os, signal, sys, time
     import torch
     import torch.distributed as dist
+    from moco.engine import watchdog
     from moco.engine.launch_processes import start_processes
     from moco.engine.launch_plan import Launch
+
+    watchdog.LOOK, watchdog.GRACE = 0.2, 0.5
 
     def worker(device, how):
         dist.barrier()
