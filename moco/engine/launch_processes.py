@@ -13,7 +13,6 @@ import time
 import traceback
 
 import torch
-import torch._inductor.config
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
@@ -102,8 +101,11 @@ def _first_to_fail(processes):
 
 def share_cores(processes):
     """Lets each of `processes` on this node compile with its share of the cores; torch would take all for each."""
-    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
-        torch._inductor.config.compile_threads = max(1, cores() // processes)
+    name, threads = "TORCHINDUCTOR_COMPILE_THREADS", max(1, cores() // processes)
+    if name not in os.environ:
+        os.environ[name] = str(threads)  # read when the compiler is imported
+        if compiler := sys.modules.get("torch._inductor.config"):  # torchvision has imported it
+            compiler.compile_threads = threads
 
 
 def _device(index):

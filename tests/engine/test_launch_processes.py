@@ -43,15 +43,15 @@ PROGRAM = """
 """
 
 
-def test_processes_that_compile_share_the_cores():
+@pytest.mark.parametrize(
+    "env, threads",
+    [({}, "3"), pytest.param({"TORCHINDUCTOR_COMPILE_THREADS": "5"}, "5", marks=pytest.mark.slow)],
+)
+def test_processes_that_compile_share_the_cores(env, threads):
     lines = "import main_moco; from moco.engine import launch_processes as l; l.cores = lambda: 12; l.share_cores(4)"
     lines += "; import torch._inductor.config as c; print(c.compile_threads)"
-    for env, threads in (({}, "3"), ({"TORCHINDUCTOR_COMPILE_THREADS": "5"}, "5")):
-        env = {**os.environ, "PYTHONPATH": os.getcwd(), **env}
-        assert (
-            subprocess.run([sys.executable, "-c", lines], env=env, capture_output=True, text=True).stdout.strip()
-            == threads
-        )
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), **env}
+    assert subprocess.check_output([sys.executable, "-c", lines], env=env, text=True).strip() == threads
 
 
 def gone(group, seconds=30):
