@@ -225,7 +225,12 @@ def check_epoch(steps=5, print_freq=2, world=1):
             with gpu.waits_allowed():
                 epoch.report(*result)
             memory.append(gpu.live)
-        assert epoch.timer.share_waited() > 0, "the time until a batch is augmented counts as waiting"
+        epoch.timer.share_waited()
+        side = gpu.sides[0]  # whose operations, all of them of the augmentation, take a millisecond each
+        expected = side.clock[side.name] * (steps - 1) / steps  # the first batch follows no step
+        assert round(1000 * epoch.timer.idle) == expected, (
+            "waiting lasts from a step's end until the batch is augmented"
+        )
         assert memory[3] == memory[1], "the memory grows from step to step"
     return waits
 

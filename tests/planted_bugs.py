@@ -9,6 +9,7 @@ unchanged source. Every bug gets a process of its own, forked before the project
 import importlib.machinery
 import json
 import os
+import signal
 import sys
 import warnings
 
@@ -19,6 +20,7 @@ import torchvision.transforms.functional  # noqa: F401  (imported once, before t
 import tests.fake_gpu  # noqa: F401  (as are fake tensors)
 
 CRASH = "not a rule, but a crash:"
+LIMIT = 60  # seconds for the check of one bug
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHECKS = {
     "copies": lambda c: c.check_copies(c.ALL, 48, crop=32, mini=16, batches=1),
@@ -182,10 +184,14 @@ BUGS = {
     "noise on the CPU": ("start", "main_moco.py", "view.size, device=device)", "view.size)"),
     "the end of a step after the next batch": (
         *("epoch", "moco/engine/training_epoch.py"),
-        "            self.batches.fetch()\n",
-        "            self.batches.fetch()\n            self.timer.step_ended()\n",
+        "        self.timer.step_ended()\n        if run.device.type",
+        "        self.batches.fetch()\n        self.timer.step_ended()\n        if run.device.type",
     ),
-    "batches are kept": ("epoch", "moco/data/prefetch_to_device.py", "self.fetched.pop()", "self.fetched[-1]"),
+    "batches are kept": (
+        *("epoch", "moco/data/prefetch_to_device.py"),
+        "        item, error = self.fetched.pop()\n",
+        "        item, error = self.fetched.pop()\n        self.kept = [*getattr(self, 'kept', []), item]\n",
+    ),
     "LARS asks for the norms": (
         *("probe", "moco/optim.py"),
         "        ratio = self.trust_coefficient",
@@ -239,6 +245,7 @@ def main(names):
     for name in names or BUGS:
         reader, writer = os.pipe()
         if (child := os.fork()) == 0:
+            signal.alarm(LIMIT)
             try:
                 answer = said_by_check(name)
             except BaseException as error:
