@@ -211,7 +211,7 @@ def test_torch_compile_takes_it(device, backend):
     view = plan.source[0]
     draws = [draw_view(view, 48, 48, rng.random(uniforms_needed(view)).tolist()) for _ in range(24)]
     rows = torch.tensor([row_of(d) for d in draws])
-    operations, images, arguments = zip(*steps_of(rows, 48, 48), strict=True)
+    operations, images, arguments, _ = zip(*steps_of(rows, 48, 48), strict=True)
     images, arguments = ([tensor.to(device) for tensor in tensors] for tensors in (images, arguments))
 
     def run(x):
