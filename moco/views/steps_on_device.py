@@ -85,10 +85,9 @@ def steps_of(rows, height, width):
     Returns:
         A list of Step; those of the colour jitter have consecutive images if the rows are sorted as by `order_of`.
     """
-    steps = [*_jitter(rows)]
-    steps += [_step(ops.gray, rows[:, GRAY] > 0), _step(ops.gaussian_blur, rows[:, SIGMA] > 0)]
-    steps[-1] = steps[-1]._replace(arguments=ops.box_kernel(rows[steps[-1].images, SIGMA]))
-    steps.append(_step(ops.flip, rows[:, FLIP] > 0))
+    blur = _step(ops.gaussian_blur, rows[:, SIGMA] > 0)
+    blur = blur._replace(arguments=ops.box_kernel(rows[blur.images, SIGMA]))
+    steps = [*_jitter(rows), _step(ops.gray, rows[:, GRAY] > 0), blur, _step(ops.flip, rows[:, FLIP] > 0)]
     for column in OPERATIONS:
         steps += _randaugment(rows[:, column : column + 3], height, width)
     return [step for step in steps if len(step.images)]
