@@ -112,3 +112,11 @@ def test_a_loader_that_must_save_memory_says_so(augment_on, imagenet, capsys):
     said = "note: 1 of 2 data workers start for the training, and each prepares 1 of 2 batches in advance, since"
     assert said in capsys.readouterr().out
     assert loader.validation_loader(folder, 16, 8, 2, room=8 * 3 * 16**2 * 3).prefetch_factor == 1
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_batches_for_a_gpu_are_pinned(gpu, imagenet, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    folder = ImageFolder(imagenet / "train")
+    loaders = [loader.training_loader(folder, PLAN.views, 16, 0, 0, augment_on=where) for where in ("cpu", "device")]
+    assert all(made.pin_memory == gpu for made in (*loaders, loader.validation_loader(folder, 16, 8, 0)))
