@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Linear classification: trains a new classifier `fc` on the frozen backbone that main_moco.py has pretrained."""
 
+import math
 import os
 from functools import partial
 
@@ -19,8 +20,9 @@ from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
 from moco.engine.pretrained_backbone import backbone_for
 from moco.engine.shared_flags import Parser, add_shared
-from moco.engine.startup_checks import check_training, parse_and_check, prepare_output
+from moco.engine.startup_checks import cap_batch, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
+from moco.engine.training_statistics import gradient_norm
 from moco.evaluation.validation_accuracy import validate
 from moco.loader import training_loader, validation_loader
 from moco.optim import LARS, cosine_lr, set_lr
@@ -51,23 +53,25 @@ def prepare(args, launch):
     With --evaluate, the train folder is None.
     """
     check_source(args.evaluate, args.resume, args.pretrained)
-    args.init_lr = args.lr * args.batch_size / 256
     val = ImageFolder(os.path.join(args.data, "val"))
+    train = None if args.evaluate else ImageFolder(os.path.join(args.data, "train"))
+    if train is not None:
+        cap_batch(args, launch, len(train))
+    args.init_lr = args.lr * args.batch_size / 256
     names = CheckpointNames(args.output_dir, "checkpoint", numbered=False, best="model_best")
     build_trial = partial(build, args, len(val.classes))
     if args.evaluate:
         check_resume(args, launch, build_trial, names.resumable(), any_options=True)
         check_source(args.evaluate, args.resume, args.pretrained)
         return names, None, val
-    train = ImageFolder(os.path.join(args.data, "train"))
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))[0]
         raise ValueError(f"train and val in {args.data!r} must have the same classes; {odd!r} is only in one of them")
-    check_training(args, launch, train, names, build_trial)
+    place = check_training(args, launch, train, names, build_trial)
     check_source(args.evaluate, args.resume, args.pretrained)
     if args.pretrained not in (None, "none") and launch.has_rank_0:
         backbone_for(models.get_model(args.arch), read(args.pretrained), args.pretrained, args.arch)
-    prepare_output(names, launch)
+    prepare_output(args, names, launch, place)
     return names, train, val
 
 
@@ -126,7 +130,9 @@ def train(run, train_folder, val_folder):
     args = run.args
     views = asym_aug_plan(baseline_plan(args.crop_size)).target  # crop and flip
     model, optimizer = build(args, len(val_folder.classes), run.device)
-    run.announce(*load_backbone(model, args.pretrained, args))
+    folder = train_folder or val_folder
+    guess = f"loss of a blind guess: ln({len(val_folder.classes)}) = {math.log(len(val_folder.classes)):.4f}"
+    run.announce(folder, guess, *load_backbone(model, args.pretrained, args))
     noise = partial(noise_output, args.crop_size, args.precision)
     net = run.prepare(model, optimizer, noise, trains=not args.evaluate)
     batch = args.total_batch // run.launch.world
@@ -145,22 +151,27 @@ def train(run, train_folder, val_folder):
         set_lr(optimizer, cosine_lr(args.init_lr, epoch.number, args.epochs))
         net.eval()  # so that the backbone's batch normalisation does not change
         for _, (images,), labels in epoch.steps():
-            epoch.report(*train_step(net, optimizer, images, labels, args.precision))
+            epoch.report(*train_step(net, optimizer, images, labels, args.precision, epoch.prints))
         acc1 = validate_now(epoch.report_validation)
         if epoch.is_first:
             check_frozen(frozen, model)
         epoch.save(acc1)
+    run.finish()
 
 
-def train_step(net, optimizer, images, labels, precision):
-    """One update of `fc`; returns loss, Acc@1 and Acc@5 (percent) of this process's share, scalars on the device."""
+def train_step(net, optimizer, images, labels, precision, prints=False):
+    """One update of `fc`; returns loss, Acc@1 and Acc@5 (percent) of this process's share, scalars on the device.
+
+    If `prints`, it also returns the norm of the gradients.
+    """
     with autocast(images.device, precision):
         output = net(images)
     loss = F.cross_entropy(output, labels)
     optimizer.zero_grad()
     loss.backward()
+    norm = (gradient_norm(net),) if prints else ()
     optimizer.step()
-    return loss.detach(), *accuracy(output, labels, topk=(1, 5))
+    return loss.detach(), *accuracy(output, labels, topk=(1, 5)), *norm
 
 
 def noise_output(size, precision, net, n):

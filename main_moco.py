@@ -2,7 +2,6 @@
 """Pretraining: MoCo v2 and the five asymmetric designs of "On the Importance of Asymmetry for Siamese Representation
 Learning" (arXiv 2204.00613). Each design is an --enable flag; all of them can be combined."""
 
-import math
 import os
 from functools import partial
 
@@ -18,14 +17,17 @@ from moco.batchnorm import check_splits
 from moco.builder import MoCo
 from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
+from moco.engine import startup_report
 from moco.engine.checkpoint_names import CheckpointNames
+from moco.engine.end_report import linear_classification
 from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
 from moco.engine.shared_flags import Parser, add_shared, number
 from moco.engine.startup_checks import check_queue, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
+from moco.engine.training_statistics import LearningMonitor, contrast_figures
 from moco.loader import training_loader
-from moco.loss import contrastive_loss
+from moco.loss import blind_guess, contrastive_loss
 from moco.optim import cosine_lr, set_lr, sgd
 from moco.precision import autocast
 from moco.views.augmentation_recipes import baseline_plan
@@ -89,8 +91,8 @@ def prepare(args, launch):
     check_model(args, launch)
     names = CheckpointNames(args.output_dir, f"checkpoint_{args.tag}", numbered=True, keep=args.keep)
     folder = ImageFolder(os.path.join(args.data, "train"))
-    check_training(args, launch, folder, names, partial(build, args))
-    prepare_output(names, launch)
+    place = check_training(args, launch, folder, names, partial(build, args))
+    prepare_output(args, names, launch, place)
     return names, folder
 
 
@@ -135,37 +137,43 @@ def train(run, folder):
     """Trains in one process of the run."""
     args = run.args
     plan = view_plan(args)
-    run.announce(*introduction(run, plan))
+    guess = blind_guess(args.moco_k, len(plan.mini))
+    run.announce(folder, *introduction(run, plan, guess))
     model, optimizer = build(args, run.device)
     net = run.prepare(model, optimizer, partial(noise_loss, plan, args.precision), fewest=2 * args.bn_splits)
     options = run.loader_options(folder)
     loader = training_loader(folder, plan.views, args.total_batch, args.seed, run.workers, **options)
-    for epoch in run.epochs(loader, finisher(plan.views, args.augment_on, run.device)):
+    monitor = LearningMonitor(guess, args.moco_k / args.total_batch)
+    for epoch in run.epochs(loader, finisher(plan.views, args.augment_on, run.device), monitor):
         set_lr(optimizer, cosine_lr(args.lr, epoch.number, args.epochs))
         net.train()
         for step, images, _ in epoch.steps():
             views = plan.split(images)
-            epoch.report(*train_step(net, optimizer, run.scaler, views, step, args.precision))
+            epoch.report(*train_step(net, optimizer, run.scaler, views, step, args.precision, epoch.prints))
         epoch.save()
+    run.finish(linear_classification)
 
 
-def train_step(net, optimizer, scaler, views, step, precision):
+def train_step(net, optimizer, scaler, views, step, precision, prints=False):
     """One update of the weights.
 
     Args:
         views: (im_q, im_q_mini, im_k) as `MoCo.forward` takes them. step: the global step. precision: of --precision.
+        prints: whether to compute the `contrast_figures`, too.
 
     Returns:
-        Loss, Acc@1 and Acc@5 (percent) of this process's share, scalar tensors on the device that no one waits for.
+        Loss, Acc@1 and Acc@5 (percent) of this process's share, scalar tensors on the device that no one waits for;
+        then, if `prints`, the two `contrast_figures`.
     """
     with autocast(views[0][0].device, precision):
         logits, labels = net(*views, step=step)
         loss = contrastive_loss(logits, labels)
     optimizer.zero_grad()
     scaler.scale(loss).backward()
+    figures = contrast_figures(net, logits, scaler) if prints else ()
     scaler.step(optimizer)
     scaler.update()
-    return loss.detach(), *accuracy(logits[0], labels[0], topk=(1, 5))
+    return loss.detach(), *accuracy(logits[0], labels[0], topk=(1, 5)), *figures
 
 
 def noise_loss(plan, precision, net, n):
@@ -176,14 +184,15 @@ def noise_loss(plan, precision, net, n):
         return contrastive_loss(*net(*plan.split(views), step=0))
 
 
-def introduction(run, plan):
-    """The lines that say what is going to be trained."""
+def introduction(run, plan, guess):
+    """The lines that say what is going to be trained; `guess` is the loss of a blind guess."""
     args = run.args
     yield f"designs: {', '.join(designs_on(args)) or 'none, the MoCo v2 baseline'}"
     if args.enable_asym_bn and run.launch.world * args.bn_splits == 1:
         yield "note: AsymBN changes nothing here, since batch normalisation sees the whole batch anyway"
     yield from (plan, run.batchnorm_report())
-    yield f"loss at chance level: ln(K + 1) = {math.log(args.moco_k + 1):.4f}"
+    yield f"loss of a blind guess: {'2 ' if plan.mini else ''}ln(K + 1) = {guess:.4f}"
+    yield from startup_report.queue_notes(args.moco_k, args.images)
 
 
 if __name__ == "__main__":

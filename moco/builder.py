@@ -89,6 +89,7 @@ class MoCo(nn.Module):
         keys = self.encode_keys(im_k, step)  # keys of all processes: B x C
         N = len(im_q[0])
         k = keys[rank() * N : (rank() + 1) * N]  # keys of this process: N x C
+        self.q = q[0].detach()  # for the log
         logits = self.contrast(q, k)  # N x (1 + K) per view
         self.enqueue(keys)
         self.step = step + 1

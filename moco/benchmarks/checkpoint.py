@@ -16,8 +16,9 @@ import torch
 
 import main_moco
 from moco.benchmarks.internal.measuring import peak_resident
-from moco.engine.checkpoint_background_writer import BackgroundWriter, size_of
+from moco.engine.checkpoint_background_writer import BackgroundWriter
 from moco.engine.checkpoint_format import checkpoint_of
+from moco.engine.disk_space import size_of
 
 
 def saves(arch, folder, repeats):

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import threading
 
 import torch
@@ -123,22 +122,3 @@ def on_cpu(x):
     if isinstance(x, (list, tuple)):
         return type(x)(on_cpu(value) for value in x)
     return x
-
-
-def size_of(checkpoint):
-    """Bytes of all tensors in nested dicts, lists and tuples, which is about the size of the file."""
-    if isinstance(checkpoint, torch.Tensor):
-        return checkpoint.numel() * checkpoint.element_size()
-    values = checkpoint.values() if isinstance(checkpoint, dict) else checkpoint
-    return sum(size_of(v) for v in values) if isinstance(checkpoint, (dict, list, tuple)) else 0
-
-
-def warn_if_disk_too_small(folder, size, files):
-    """Prints a warning if the disk can't hold `files` more checkpoints of `size` bytes and a temporary one."""
-    free, needed = shutil.disk_usage(folder).free, size * (files + 1)
-    if needed > free:
-        say(
-            f"warning: the checkpoints of this run will take about {needed / 1e9:.1f} GB, and {folder!r} has "
-            f"{free / 1e9:.1f} GB free; give another --output-dir or, in main_moco.py, --keep N",
-            True,
-        )

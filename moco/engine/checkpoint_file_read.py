@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from moco.distributed import collective_device, is_initialized, rank
-from moco.engine.checkpoint_format import CheckpointError, progress_of
+from moco.engine.checkpoint_format import CheckpointError, progress_of, run_of
 from moco.pipe_safe_print import first_line
 
 
@@ -69,15 +69,22 @@ def newest_intact(paths):
     """The path of the newest intact checkpoint, by the epoch and step that it holds; None if there is none.
 
     A damaged checkpoint is skipped with a warning. Tensors are read only as far as needed.
+
+    Raises:
+        CheckpointError: several runs wrote the checkpoints, so it is not clear which run to continue.
     """
-    found = []
+    found, runs = [], {}
     for path in paths:
         try:
             checkpoint = read(path, check=False)
             check_numbers(checkpoint, path)
             found.append((*progress_of(checkpoint), path))
+            runs[run_of(checkpoint)] = path
         except CheckpointError as error:
             print(f"warning: {error}; it is skipped", flush=True)
+    if len(runs) > 1:
+        whose = ", ".join(f"{path!r} of run {run}" for run, path in runs.items())
+        raise CheckpointError(f"the checkpoints belong to several runs ({whose}); give --resume with one of the files")
     for *_, path in sorted(found, reverse=True):
         try:
             check_intact(path)

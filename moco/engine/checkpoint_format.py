@@ -1,10 +1,13 @@
 """What a checkpoint file holds: the keys of the published checkpoints, and further keys for a resume.
 
 The published keys are `epoch` (number of finished epochs), `arch`, `state_dict` (each name with the prefix `module.`,
-as DistributedDataParallel saves it) and `optimizer`. This project adds `options`, `step`, `processes` and more.
+as DistributedDataParallel saves it) and `optimizer`. This project adds `options`, `step`, `processes`, `run` and more.
 """
 
+import re
+
 PREFIX = "module."
+UNKNOWN = "unknown"  # stands for the id of the run that wrote a file without an id
 
 
 class CheckpointError(ValueError):
@@ -38,6 +41,12 @@ def checkpoint_of(epoch, model, optimizer, options, **more):
 def progress_of(checkpoint):
     """How far the run had come: (number of finished epochs, number of finished steps of the next epoch)."""
     return checkpoint.get("epoch", 0), checkpoint.get("step", 0)
+
+
+def run_of(checkpoint):
+    """The id of the run that wrote `checkpoint`. It is UNKNOWN for the published files and those of older commits."""
+    run = checkpoint.get("run")
+    return run if isinstance(run, str) and re.fullmatch("[0-9a-f]{8}", run) else UNKNOWN
 
 
 def bn_batch_of(checkpoint):

@@ -48,6 +48,10 @@ class CheckpointNames:
         """The path of the best epoch's checkpoint; `best` must not be None."""
         return self._path(self.best)
 
+    def lock_file(self):
+        """The path of the hidden file that a run of this script and tag locks."""
+        return os.path.join(self.folder, f".{self.prefix}.lock")
+
     def _path(self, name):
         return os.path.join(self.folder, name + ENDING)
 
@@ -57,19 +61,22 @@ class CheckpointNames:
         others = f"|{re.escape(self.best + ENDING)}" if self.best else ""
         return rf"{re.escape(self.prefix)}{epoch}{re.escape(ENDING)}{others}"
 
-    def resumable(self):
-        """The existing files that --resume auto chooses from.
+    def existing(self):
+        """All existing files of this script.
 
         Returns:
             dict from path to the epoch in the name (an int), LAST, or None if the files are not numbered.
         """
         files = os.listdir(self.folder) if os.path.isdir(self.folder) else []
-        best = self.best and self.best + ENDING
-        matches = [match for match in map(re.compile(self.pattern()).fullmatch, files) if match and match[0] != best]
         return {
             os.path.join(self.folder, match[0]): int(match[1]) if match[1] not in (LAST, None) else match[1]
-            for match in matches
+            for match in filter(None, map(re.compile(self.pattern()).fullmatch, files))
         }
+
+    def resumable(self):
+        """The existing files that --resume auto chooses from: all except the best one; a dict as of `existing`."""
+        best = self.best and self.of_best()
+        return {path: name for path, name in self.existing().items() if path != best}
 
     def outdated(self, epoch):
         """The paths to remove, by `keep`, after the checkpoint of `epoch` is written."""
@@ -77,9 +84,12 @@ class CheckpointNames:
             return []
         return [path for path, name in self.resumable().items() if isinstance(name, int) and name <= epoch - self.keep]
 
-    def files_to_come(self, epochs):
-        """The number of files that the remaining `epochs` epochs will create, for the check of the disk space."""
-        existing = self.resumable().values()
+    def files_to_come(self, epochs, fresh):
+        """The number of files that the remaining `epochs` epochs will create, for the check of the disk space.
+
+        A `fresh` run keeps the existing files, which belong to an earlier run.
+        """
+        existing = () if fresh else self.resumable().values()
         if not self.numbered:
             return 2 + (self.best is not None) - len(existing)
         files = min(self.keep or epochs, epochs) + 1  # 1 for the checkpoint within an epoch

@@ -5,7 +5,7 @@ import secrets
 import torch
 
 from moco.engine.checkpoint_file_read import check_numbers, newest_intact, read
-from moco.engine.checkpoint_format import PREFIX, CheckpointError, state_dict_of
+from moco.engine.checkpoint_format import PREFIX, CheckpointError, progress_of, run_of, state_dict_of
 from moco.engine.result_changing_options import label, result_options
 from moco.pipe_safe_print import first_line
 
@@ -14,24 +14,27 @@ def check_resume(args, launch, build, candidates, any_options=False):
     """Refuses a checkpoint that --resume can't continue. Without --seed, `args.seed` becomes the checkpoint's seed.
 
     Only the process that is rank 0, or that will start it, reads the file. For "auto", `args.resume` becomes the
-    newest intact candidate, or None.
+    newest intact candidate, or None. `args.run` becomes the id of the run that is continued.
 
     Args:
         build: called without arguments; returns (model, optimizer) as the run will have them.
         candidates: paths for "auto".
         any_options: whether the flags may differ from the checkpoint's.
 
+    Returns:
+        (finished epochs, finished steps of the next epoch) from which the run continues; None if it starts afresh.
+
     Raises:
         CheckpointError, ValueError: the checkpoint does not fit this run.
     """
     if not args.resume or not launch.has_rank_0:
-        return
+        return None
     auto = args.resume == "auto"
     if auto:
         args.resume = newest_intact(candidates)
         if args.resume is None:
             print(f"resume: no checkpoint in {args.output_dir!r}; this run starts from the beginning", flush=True)
-            return
+            return None
     checkpoint = read(args.resume, check=not auto)  # `newest_intact` has compared the checksums already
     check_numbers(checkpoint, args.resume)
     if args.seed is None:
@@ -55,6 +58,8 @@ def check_resume(args, launch, build, candidates, any_options=False):
             f"--start-epoch is {args.start_epoch}, but the checkpoint {args.resume!r} has finished "
             f"{checkpoint['epoch']} epochs; leave the flag out, or give --force"
         )
+    args.run = run_of(checkpoint)
+    return progress_of(checkpoint) if args.start_epoch in (None, checkpoint["epoch"]) else (args.start_epoch, 0)
 
 
 def check_resumable(checkpoint, path, model, optimizer, options, force=False):

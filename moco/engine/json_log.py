@@ -1,4 +1,19 @@
-"""log.jsonl in the output folder: what ran and how it went, one JSON object per line."""
+"""log.jsonl in the output folder: what ran and how it went, one JSON object per line.
+
+Every line has `kind`, `time` (seconds since 1970), `run` (the id of the run) and `script`. Further keys by kind:
+
+start, resume   `argv`, `options`, `seed`, `place` (finished epochs, finished steps of the next epoch), `git` (commit),
+                `processes` (`host` and `device` of each), `versions`
+step            `epoch`, `step` (both 0-based); `loss`, `acc1`, `acc5` of this step (accuracies in percent), `seconds`
+                (of this step), `wait` (share of the epoch's time spent waiting for data), `lr`, `grad_norm`; in
+                pretraining also `std`, `positive` and `negative` (see `training_statistics.statistics_of`)
+epoch           `epoch`; `loss`, `acc1`, `acc5`, `seconds` as means over its steps; `wait`, `lr`; `val_acc1` in linear
+                classification; `bad_images`, the number of bad images so far, if there are any
+stop            `signal`, `checkpoint` (path of the last checkpoint)
+
+All figures are those of the global batch, except `seconds` and `wait`, which rank 0 measures. A float that is not
+finite is written as a string. A resumed run appends to the file, and so does another run in the same folder.
+"""
 
 import contextlib
 import json
@@ -20,26 +35,25 @@ from moco.pipe_safe_print import say
 
 
 class JsonLog:
-    """Appends lines to `log.jsonl`; a resumed run appends to the same file. The file can be read at any time.
+    """Appends lines to `log.jsonl`. The file can be read at any time.
 
     Args:
         folder: where the file lies. Give None on all ranks except rank 0; then nothing is written.
+        run: the id of the run.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, run=None):
         self.path = folder and os.path.join(folder, "log.jsonl")
+        self.facts = {"run": run, "script": os.path.basename(sys.argv[0])}
 
     def write(self, kind, **facts):
-        """Appends one line: the kind, the time in seconds since 1970, and the facts.
-
-        A float that is not finite is written as a string.
-        """
+        """Appends one line: the kind, the time, the run, the script, and the facts."""
         if self.path is None:
             return
         facts = {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x for name, x in facts.items()}
         try:
             with open(self.path, "a") as file:
-                file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **facts}) + "\n")
+                file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **self.facts, **facts}) + "\n")
         except OSError as error:
             say(f"warning: can't write {self.path!r}: {error.strerror}; this log ends here")
             self.path = None

@@ -96,6 +96,8 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay, lr_help="initial le
     add("--timeout", metavar="S", default=600.0, type=positive, help=help)
     help = "resume even if a flag that changes the result differs from the checkpoint's"
     add("--force", action="store_true", help=help)
+    help = "print what the run would do, up to its first step, and end without changing any file"
+    add("--dry-run", action="store_true", help=help)
     help = "random seed (default: the resumed checkpoint's seed; otherwise a new one, which is printed)"
     add("--seed", metavar="N", type=number(int, 0, 2**63 - 1), help=help)
     add("--output-dir", metavar="DIR", default=".", help="folder for checkpoints and log.jsonl")

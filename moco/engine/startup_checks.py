@@ -4,10 +4,13 @@ import os
 import re
 import secrets
 
-from moco.engine import speed_flags
+from moco.engine import options_without_effect, speed_flags
 from moco.engine.checkpoint_atomic_write import TEMPORARY
 from moco.engine.checkpoint_resume import check_resume
+from moco.engine.disk_space import existing_part
+from moco.engine.earlier_runs import move_files_of_others, new_id
 from moco.engine.launch_plan import memory, plan_launch
+from moco.engine.output_lock import holder_of, lock_output, unlock_output
 
 
 def parse_and_check(parser, prepare, argv=None, least=1):
@@ -20,11 +23,17 @@ def parse_and_check(parser, prepare, argv=None, least=1):
         least: number of images that each process needs in a batch.
 
     Returns:
-        (args, launch, what `prepare` returned). `args.seed` is set where `launch.has_rank_0`; elsewhere it may be
-        None. `args.total_batch` is the batch of all nodes.
+        (args, launch, what `prepare` returned). `args.seed` and `args.run`, the id of the run, are set where
+        `launch.has_rank_0`; on other nodes they are not valid yet. `args.total_batch` is the batch of all nodes.
     """
     args = parser.parse_args(argv)
+    defaults = {name: parser.get_default(name) for name in vars(args)}
+    args.run = new_id()
     try:
+        if args.dry_run and getattr(args, "evaluate", False):
+            raise ValueError(
+                "--dry-run has nothing to show for --evaluate, which writes no file; give only one of them"
+            )
         launch = plan_launch(args)
         speed_flags.settle(args)
         args.total_batch = args.batch_size * launch.nodes
@@ -39,9 +48,12 @@ def parse_and_check(parser, prepare, argv=None, least=1):
                 f"--start-epoch {args.start_epoch} must be smaller than --epochs {args.epochs}, since it counts from 0"
             )
         prepared = prepare(args, launch)
-        if launch.has_rank_0 and args.seed is None:
-            args.seed = secrets.randbits(31)
+        if launch.has_rank_0:
+            args.seed = secrets.randbits(31) if args.seed is None else args.seed
+            for note in options_without_effect.notes(args, defaults, launch.world):
+                print(note, flush=True)
     except (ValueError, OSError) as error:
+        unlock_output()
         parser.error(error)
     return args, launch, prepared
 
@@ -52,6 +64,18 @@ def check_queue(keys, dim, total_batch):
         raise ValueError(f"--moco-k {keys} is smaller than a batch of {total_batch}; give {total_batch} or more")
     if 4 * keys * dim > memory():
         raise ValueError(f"--moco-k {keys} keys of --moco-dim {dim} do not fit into the memory; give fewer")
+
+
+def cap_batch(args, launch, images):
+    """Reduces the batch to the number of training images, with a note. For a script that fills up its last batch."""
+    if args.total_batch > images >= launch.world:
+        given, args.batch_size = args.batch_size, images // launch.world * launch.local
+        args.total_batch = args.batch_size * launch.nodes
+        if launch.has_rank_0:
+            print(
+                f"note: --batch-size {given} is more than the {images} training images; it becomes {args.batch_size}, "
+                f"and the learning rate {args.lr:g} x {args.batch_size} / 256 = {args.lr * args.batch_size / 256:g}"
+            )
 
 
 def check_enough_images(folder, total_batch):
@@ -70,32 +94,53 @@ def check_training(args, launch, folder, names, build):
         folder: the ImageFolder of the training images. names: the script's CheckpointNames.
         build: called without arguments; returns (model, optimizer) as the run will have them.
 
+    Returns:
+        The place from which a resumed run continues, or None; as `check_resume`.
+
     Raises:
         ValueError: a check failed.
     """
     check_enough_images(folder, args.total_batch)
     args.images = len(folder)
-    check_resume(args, launch, build, names.resumable())
+    if launch.has_rank_0 and not args.dry_run:
+        lock_output(names, args.run, create=False)  # so that --resume auto sees the last file of a run that just ends
+    return check_resume(args, launch, build, names.resumable())
 
 
-def prepare_output(names, launch):
-    """Creates the output folder and removes what an earlier run left half-written; only where rank 0 will run.
+def prepare_output(args, names, launch, place):
+    """Creates and locks the output folder, and tidies it up: the last check, only where rank 0 will run.
+
+    Files that an earlier run left half-written are removed, and its checkpoints are moved out of the way. With
+    --dry-run, nothing is changed. `args.resume` follows its file.
 
     Args:
-        names: the script's CheckpointNames. launch: a Launch.
+        names: the script's CheckpointNames. launch: a Launch. place: as `check_training` returns it.
 
     Raises:
-        ValueError: the folder can't be made or written to.
+        ValueError: the folder can't be made or written to, or another run uses it.
     """
     folder = names.folder
     if not launch.has_rank_0:
+        return
+    above = existing_part(folder)
+    if not os.path.isdir(above):
+        raise ValueError(f"--output-dir {folder!r} can't be made, since {above!r} is not a folder; give another")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"--output-dir {folder!r}: {above!r} is not writable; give another")
+    if args.dry_run:
+        if holder := holder_of(names):
+            print(f"note: {holder} writes into {folder!r} at the moment; without --dry-run, this run would be refused")
+        move_files_of_others(names, args.run, place, dry_run=True)
         return
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output-dir {folder!r} can't be made: {error.strerror}; give another") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"--output-dir {folder!r} is not writable; give another")
+    lock_output(names, args.run)
     for file in os.listdir(folder):
         if file.endswith(TEMPORARY) and re.fullmatch(names.pattern(), file.removesuffix(TEMPORARY)):
             os.remove(os.path.join(folder, file))
+    moved = move_files_of_others(names, args.run, place)
+    if args.resume:
+        new_paths = {os.path.realpath(old): new for old, new in moved.items()}
+        args.resume = new_paths.get(os.path.realpath(args.resume), args.resume)

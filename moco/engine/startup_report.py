@@ -2,12 +2,14 @@
 
 import torch
 
+from moco.engine.disk_space import size_of
 from moco.engine.launch_plan import cores
 from moco.pipe_safe_print import say
 
 PAPERS_BATCH = 32  # images per batch-norm group: 256 on 8 GPUs
 WAIT_TO_REPORT = 0.2  # share of the time spent waiting for data
 STEPS_TO_JUDGE = 100  # steps before the advice
+FEW_STEPS = 100  # a training of fewer steps learns next to nothing
 
 
 def report(args, launch, device, start, workers):
@@ -19,15 +21,19 @@ def report(args, launch, device, start, workers):
     """
     if args.fast is not None:
         print(f"fast: {' '.join(args.fast) or 'nothing, since every speed flag was given'}")
+    print(f"run: {args.run}")
     print(f"seed: {args.seed}")
     gpus = torch.cuda.device_count()
     name = (
         f"{torch.cuda.get_device_name(device)}, {gpus} visible" if device.type == "cuda" else f"CPU, {cores()} cores"
     )
     group = f", {launch.backend}" if launch.backend else ""
-    print(f"devices: {launch.world} x {device.type} ({name}{group}), {workers} data workers each", flush=True)
-    if args.resume:
-        epochs, steps = start
+    plural = "s" * (workers != 1)
+    print(f"devices: {launch.world} x {device.type} ({name}{group}), {workers} data worker{plural} each", flush=True)
+    epochs, steps = start
+    if args.resume and getattr(args, "evaluate", False):
+        print(f"evaluating {args.resume!r}, saved after {epochs} epoch{'s' * (epochs != 1)}", flush=True)
+    elif args.resume:
         more = f" and {steps} steps" * bool(steps)
         print(f"resumed {args.resume!r}: {epochs} of {args.epochs} epochs{more} are done", flush=True)
 
@@ -56,6 +62,37 @@ def batchnorm_report(splits, processes, total_batch, earlier=None, slow=False):
         line += "\nnote: --bn-splits without --compile starts two to three times as many GPU kernels; give --compile "
         line += "or --fast for more speed"
     return line
+
+
+def queue_notes(keys, images):
+    """Yields a note if the queue of `keys` keys is too long for the number of training images."""
+    if keys > images / 2:
+        yield (
+            f"note: with --moco-k {keys} and {images} images, the queue holds earlier views of the very images of a "
+            f"step as negatives; give --moco-k {max(images // 2, 1)} or less"
+        )
+
+
+def steps_report(steps, epochs, place):
+    """Yields lines on how many steps a run takes; `place` is (finished epochs, finished steps of the next epoch)."""
+    whole = steps * epochs
+    left = whole - steps * place[0] - place[1]
+    yield f"steps: {steps} per epoch, {whole} in all" + (f", {left} left" if left != whole else "")
+    if whole < FEW_STEPS:
+        yield (
+            f"note: {whole} steps are very few for a training; give more --epochs, more images or a smaller "
+            "--batch-size"
+        )
+
+
+def memory_report(model):
+    """A line on the memory that the model, its queue, its gradients and their momentum take."""
+    state = model.state_dict()
+    queue = size_of({name: tensor for name, tensor in state.items() if name.startswith("queue")})
+    trained = size_of([p for p in model.parameters() if p.requires_grad])
+    parts = {"model": size_of(state) - queue, "queue": queue, "gradients and momentum": 2 * trained}
+    words = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in parts.items() if size)
+    return f"memory: {words}; activations and batches come in addition"
 
 
 def advise(timer, augment_on, more_workers):

@@ -1,5 +1,8 @@
 """One epoch of a Run: its batches, its log lines, and what is checked and saved between its steps."""
 
+import time
+from datetime import timedelta
+
 import torch
 
 from moco.data.prefetch_to_device import Lookahead, prefetched
@@ -9,11 +12,12 @@ from moco.engine.launch_plan import cores
 from moco.engine.meters import AverageMeter, ProgressMeter
 from moco.engine.startup_report import STEPS_TO_JUDGE, advise
 from moco.engine.step_timer import StepTimer
+from moco.engine.training_statistics import statistics_of
 from moco.pipe_safe_print import say
 
 
 class Epoch:
-    """One epoch. Losses and accuracies in the log are those of rank 0's part of the batch, as in MoCo.
+    """One epoch. All figures in the log are those of the global batch.
 
     Args:
         run: the Run. number: the 0-based epoch.
@@ -28,7 +32,8 @@ class Epoch:
         self.timer = StepTimer(run.device)
         self.loss, self.top1 = AverageMeter("Loss", ":.4e"), AverageMeter("Acc@1", ":6.2f")
         self.top5 = AverageMeter("Acc@5", ":6.2f")
-        self.meters = self.loss, self.top1, self.top5
+        self.meters, self.statistics = (self.loss, self.top1, self.top5), {}
+        self.started = time.monotonic()
         times = self.timer.batch_time, self.timer.data_time
         self.progress = ProgressMeter(self.length, [*times, *self.meters], f"Epoch: [{number}]")
 
@@ -40,7 +45,7 @@ class Epoch:
         """
         run, start = self.run, self.run.loader.batch_sampler.start
         watchdog.at(self.number, start, watchdog.DATA)
-        batches = prefetched(self.timer.waiting(run.loader), run.finish, run.device)
+        batches = prefetched(self.timer.waiting(run.loader), run.transform, run.device)
         batches = self.batches = Lookahead(self.timer.arriving(batches))
         for self.step, (images, labels) in enumerate(batches, start):
             watchdog.at(self.number, self.step, watchdog.STEP)
@@ -48,11 +53,18 @@ class Epoch:
             yield self.number * self.length + self.step, images, labels
             watchdog.at(self.number, self.step + 1, watchdog.DATA)
 
-    def report(self, loss, acc1, acc5):
+    @property
+    def prints(self):
+        """Whether a log line follows the current step."""
+        return self.step % self.run.args.print_freq == 0
+
+    def report(self, loss, acc1, acc5, norm=None, sums=None):
         """Call after each step: logs, checks the loss and saves, whenever it is time for that.
 
         Args:
             loss, acc1, acc5: scalar tensors of this process, accuracies in percent; read only if something is printed.
+            norm, sums: of `training_statistics`, `gradient_norm` and, if there are any, `contrast_sums`; needed in
+                steps that print.
 
         Raises:
             FloatingPointError: a loss or weight is not finite. CheckpointError: checkpoints can't be written.
@@ -69,13 +81,11 @@ class Epoch:
         watchdog.at(self.number, i, watchdog.REPORT)
         if rank() == 0 and self.is_first and i == min(STEPS_TO_JUDGE, self.length) - 1:
             advise(self.timer, args.augment_on, args.workers < cores() and run.loader.num_workers == run.workers)
-        prints = i % args.print_freq == 0
-        notes = self._exchange() if run.stop.due(prints) or prints else []
+        prints = self.prints
+        firsts = self._exchange(norm, sums) if run.stop.due(prints) or prints else []
         if prints and rank() == 0:
-            left = (args.epochs - self.number) * self.length - i - 1
-            self.progress.display(i, *self.timer.outlook(left))
-            run.log.write("step", epoch=self.number, step=i, **self._figures("val"))
-        run.guard.judge([first for first, *_ in notes])
+            self._print()
+        run.guard.judge(firsts)
         stops = run.stop.agreed
         within = i + 1 < self.length  # the last step is followed by the epoch's checkpoint
         if within and (stops or (args.save_every and (i + 1) % args.save_every == 0)):
@@ -84,21 +94,37 @@ class Epoch:
             if stops:
                 run.leave()
 
-    def _exchange(self):
-        """Reads the meters and exchanges with all ranks what they have to agree on, in one copy from the device.
+    def _exchange(self, norm=None, sums=None):
+        """Averages the meters over all ranks and lets the ranks agree on a stop, in one copy from the device.
 
         Returns:
-            For each rank a list: the first step with a loss that is not finite, and the values of its meters.
+            For each rank, the first step with a loss that is not finite; -1 if there is none.
         """
         run = self.run
         ours = [run.guard.first, *(x for meter in self.meters for x in (meter.val, meter.sum))]
-        ours = torch.stack([x.double() for x in ours])
-        rows = all_gather(torch.cat([ours, copy_to_device(run.stop.note(), ours.device)])[None]).tolist()
-        run.stop.agree([row[-2:] for row in rows])
-        numbers = iter(rows[rank()][1:])
+        ours = torch.stack([x.double() for x in (*ours, *([] if norm is None else [norm]))])
+        sums = ours.new_empty(0) if sums is None else sums
+        note = copy_to_device(run.stop.note(), ours.device)
+        rows = all_gather(torch.cat([note, ours, sums])[None]).cpu()  # ranks x numbers
+        run.stop.agree(rows[:, :2].tolist())
+        end = 3 + 2 * len(self.meters)
+        numbers = iter(rows[:, 3:end].mean(0).tolist())
         for meter in self.meters:
             meter.val, meter.sum = next(numbers), next(numbers)
-        return rows
+        if norm is not None:
+            self.statistics = statistics_of(rows[:, end], rows[:, end + 1 :])
+        return rows[:, 2].long().tolist()
+
+    def _print(self):
+        """Prints and logs the figures of the current step."""
+        run, i = self.run, self.step
+        left = (run.args.epochs - self.number) * self.length - i - 1
+        std = self.statistics.get("std")
+        self.progress.display(i, *([] if std is None else [f"Std {std:.3f}"]), *self.timer.outlook(left))
+        facts = {"lr": self._lr(), **self._figures("val"), **self.statistics}
+        run.log.write("step", epoch=self.number, step=i, **facts)
+        if run.monitor is not None:
+            run.monitor.see(self.number * self.length + i, self.loss.val, std)
 
     def report_validation(self, i):
         """Call after step `i` of the epoch's validation, equally often on every rank.
@@ -113,7 +139,7 @@ class Epoch:
             run.leave()
 
     def save(self, val_acc1=None):
-        """Call at the end of the epoch: logs it and starts to write its checkpoint.
+        """Call at the end of the epoch: prints and logs its figures and starts to write its checkpoint.
 
         Args:
             val_acc1: the validation accuracy in percent, if there was a validation; decides on the best checkpoint.
@@ -122,8 +148,10 @@ class Epoch:
             FloatingPointError, CheckpointError: as `report`.
         """
         run = self.run
+        if torch.is_tensor(self.loss.val):  # there were steps after the last exchange
+            self._exchange()
         run.guard.check()
-        facts = {"lr": run.optimizer.param_groups[0]["lr"]}
+        facts = {"lr": self._lr()}
         if val_acc1 is not None:
             facts["val_acc1"] = val_acc1
         substitutes = run.loader.dataset.substitutes
@@ -135,7 +163,14 @@ class Epoch:
         if val_acc1 is not None and val_acc1 > run.best_acc1:
             run.best_acc1 = val_acc1
             paths.insert(0, run.names.of_best())
+        if rank() == 0:
+            figures = f"mean loss {self.loss.avg:.4f}, Acc@1 {self.top1.avg:.2f}, Acc@5 {self.top5.avg:.2f}, "
+            took = timedelta(seconds=round(time.monotonic() - self.started))
+            say(f"epoch {self.number} ended: {figures * (self.loss.count > 0)}{took}; writing {paths[-1]!r}")
         run.save(paths, self.number + 1, remove=run.names.outdated(self.number))
+
+    def _lr(self):
+        return self.run.optimizer.param_groups[0]["lr"]
 
     def _figures(self, which):
         """The meters' "val" or "avg" as numbers, and the share of time spent waiting; {} before the first step."""

@@ -6,22 +6,26 @@ in DistributedDataParallel, and saves, logs and stops the run.
 
 import math
 import os
+import time
 from contextlib import ExitStack
 
 from moco.data.bad_image_substitutes import Substitutes
 from moco.data.worker_processes import cause_of_death
 from moco.distributed import from_rank_0, rank
-from moco.engine import startup_report, watchdog
-from moco.engine.checkpoint_background_writer import BackgroundWriter, size_of, warn_if_disk_too_small
+from moco.engine import end_report, startup_report, watchdog
+from moco.engine.checkpoint_background_writer import BackgroundWriter
 from moco.engine.checkpoint_file_read import read_on_all_ranks
 from moco.engine.checkpoint_format import bn_batch_of, checkpoint_of, progress_of
 from moco.engine.checkpoint_resume import restore
 from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.determinism import set_determinism
+from moco.engine.disk_space import check_disk_space, size_of
+from moco.engine.earlier_runs import BAD_IMAGES
 from moco.engine.json_log import JsonLog
 from moco.engine.launch_plan import cores, memory
 from moco.engine.launch_processes import start_processes
 from moco.engine.nonfinite_loss import NonfiniteGuard
+from moco.engine.output_lock import lock_output_in_rank_0, unlock_output
 from moco.engine.preemption import EXIT_CODE, StopListener, Stopped, signal_name
 from moco.engine.result_changing_options import check_same_options, result_options
 from moco.engine.training_epoch import Epoch
@@ -41,7 +45,10 @@ def start_run(train, args, launch, names, *folders):
     Raises:
         SystemExit: a process failed (code 1), or the run was asked to stop (code 143).
     """
-    start_processes(_one_process, launch, train, args, launch, names, folders, timeout=args.timeout)
+    try:
+        start_processes(_one_process, launch, train, args, launch, names, folders, timeout=args.timeout)
+    finally:
+        unlock_output()
 
 
 def _one_process(device, train, args, launch, names, folders):
@@ -55,7 +62,7 @@ def _one_process(device, train, args, launch, names, folders):
 
 
 class Run:
-    """One process of a run; a context manager that waits for the last checkpoint at its end.
+    """One process of a run; a context manager that waits for the last checkpoint at its end, unless `finish` did.
 
     Creating it compares the options over all ranks and reads the checkpoint of --resume.
 
@@ -75,7 +82,8 @@ class Run:
 
     def __init__(self, device, args, launch, names):
         watchdog.at_start("reading the checkpoint")
-        args.seed, args.resume = from_rank_0((args.seed, args.resume))
+        self.started = time.monotonic()
+        args.seed, args.resume, args.run = from_rank_0((args.seed, args.resume, args.run))
         check_same_options(args)
         set_determinism(args.deterministic)
         set_precision(args.precision)
@@ -85,6 +93,8 @@ class Run:
         self.fixed_batch = args.compile or device.type == "cuda"
         self.scaler = grad_scaler(device, args.precision)
         self.checkpoint = read_on_all_ranks(args.resume) if args.resume else {}
+        if rank() == 0 and not args.dry_run:
+            lock_output_in_rank_0(names)
         self.place, self.earlier_bn_batch = progress_of(self.checkpoint), bn_batch_of(self.checkpoint)
         if args.start_epoch not in (None, self.place[0]):
             self.place = args.start_epoch, 0
@@ -98,10 +108,14 @@ class Run:
     def __exit__(self, *error):
         return self.exits.__exit__(*error)
 
-    def announce(self, *lines):
-        """Prints the script's lines, then the seed, the devices and what is resumed; on rank 0 only."""
+    def announce(self, folder, *lines):
+        """Prints, on rank 0 only, what the run uses: images, the script's lines, seed, devices, the resumed file.
+
+        Args:
+            folder: the ImageFolder that the run reads. lines: of the script.
+        """
         if rank() == 0:
-            for line in lines:
+            for line in (folder, *lines):
                 print(line)
             startup_report.report(self.args, self.launch, self.device, self.place, self.workers)
 
@@ -145,25 +159,34 @@ class Run:
         n = self.args.total_batch // self.launch.world if self.fixed_batch else fewest
         return data_parallel(model, self.device, lambda net: loss_of_noise(net, n))
 
-    def epochs(self, loader, finish):
+    def epochs(self, loader, transform, monitor=None):
         """Yields an Epoch for each epoch that is left, and ends this process if the run was asked to stop.
+
+        With --dry-run, it prints what the run needs and yields nothing.
 
         Args:
             loader: the DataLoader of `loader.training_loader`.
-            finish: the function of `data.prefetch_to_device.finisher`.
+            transform: the function of `data.prefetch_to_device.finisher`.
+            monitor: a LearningMonitor, or None.
         """
         args, (first, start) = self.args, self.place
         watchdog.at_start("starting the data workers")
-        self.loader, self.finish = loader, finish
-        self.log = JsonLog(args.output_dir if rank() == 0 else None)
+        self.loader, self.transform, self.monitor = loader, transform, monitor
+        if rank() == 0:
+            for line in startup_report.steps_report(len(loader), args.epochs, self.place):
+                print(line, flush=True)
+            size = size_of([self.model.state_dict(), self.optimizer.state_dict()])
+            files = self.names.files_to_come(args.epochs - first, fresh=not args.resume)
+            if args.dry_run:
+                print(startup_report.memory_report(self.model))
+            check_disk_space(args.output_dir, size, files, report=args.dry_run)
+        if args.dry_run:
+            return
+        self.log = JsonLog(args.output_dir if rank() == 0 else None, args.run)
         self.log.write_start(args, self.device, self.place)
         self.stop = self.exits.enter_context(StopListener(args.print_freq))
         self.writer = self.exits.enter_context(BackgroundWriter(args.resume))
         self.guard = NonfiniteGuard(loader, self.optimizer, self.writer.last_path)
-        if rank() == 0:
-            size = size_of([self.model.state_dict(), self.optimizer.state_dict()])
-            files = self.names.files_to_come(args.epochs - first)
-            warn_if_disk_too_small(args.output_dir, size, files)
         for number in range(first, args.epochs):
             loader.batch_sampler.epoch, loader.batch_sampler.start = number, start if number == first else 0
             yield Epoch(self, number)
@@ -178,7 +201,7 @@ class Run:
             remove: paths of files to remove afterwards.
         """
         if rank() == 0:
-            more = {"step": step, "processes": self.launch.world}
+            more = {"step": step, "processes": self.launch.world, "run": self.args.run}
             if self.best_acc1 is None:
                 more["scaler"] = self.scaler.state_dict()
             else:
@@ -189,6 +212,29 @@ class Run:
     def save_within_epoch(self, epoch, step):
         """Starts to write the checkpoint within the 0-based `epoch`, of which `step` steps are finished."""
         self.save([self.names.within_epoch()], epoch, step)
+
+    def finish(self, next_step=None):
+        """Waits until the last checkpoint is written, and prints how the run has ended. Call it after all epochs.
+
+        Args:
+            next_step: called as `next_step(args, checkpoint)` with the path of the last checkpoint; returns a further
+                line, what to do next.
+
+        Raises:
+            CheckpointError: the last checkpoint can't be written.
+        """
+        args = self.args
+        if rank() != 0:
+            return
+        if args.dry_run:
+            print("dry run: the training would start now; nothing was changed", flush=True)
+            return
+        self.writer.close()
+        say(end_report.finished(args, self.started, args.epochs - self.place[0], self.writer.last))
+        if self.best_acc1 is not None:
+            say(f"best validation Acc@1: {self.best_acc1:.3f}, in {self.names.of_best()!r}")
+        if next_step is not None:
+            say(next_step(args, self.writer.last))
 
     def leave(self):
         """Waits until the last checkpoint is written, then raises Stopped, which ends this process."""
@@ -214,4 +260,4 @@ def substitutes_for(folder, on_bad_image, seed, output_dir):
     """The Substitutes that --on-bad-image asks for, or None; the arguments are an ImageFolder and values of flags."""
     if on_bad_image == "stop":
         return None
-    return Substitutes(folder, seed, os.path.join(output_dir, "bad_images.txt"))
+    return Substitutes(folder, seed, os.path.join(output_dir, BAD_IMAGES))
