@@ -23,6 +23,7 @@ from moco.engine.shared_flags import Parser, add_shared
 from moco.engine.startup_checks import cap_batch, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.engine.training_statistics import gradient_norm
+from moco.evaluation.frozen_backbone import check_frozen, frozen_tensors
 from moco.evaluation.validation_accuracy import validate
 from moco.loader import training_loader, validation_loader
 from moco.optim import LARS, cosine_lr, set_lr
@@ -125,14 +126,18 @@ def load_backbone(model, path, args):
     return [f"pretrained: {len(backbone)} tensors of {path!r}, the whole backbone"]
 
 
+def introduction(model, classes, args):
+    """Loads the backbone; yields the lines that say what is going to be trained."""
+    yield f"loss of a blind guess: ln({classes}) = {math.log(classes):.4f}"
+    yield from load_backbone(model, args.pretrained, args)
+
+
 def train(run, train_folder, val_folder):
     """Trains the classifier in one process of the run."""
     args = run.args
     views = asym_aug_plan(baseline_plan(args.crop_size)).target  # crop and flip
     model, optimizer = build(args, len(val_folder.classes), run.device)
-    folder = train_folder or val_folder
-    guess = f"loss of a blind guess: ln({len(val_folder.classes)}) = {math.log(len(val_folder.classes)):.4f}"
-    run.announce(folder, guess, *load_backbone(model, args.pretrained, args))
+    run.announce(train_folder or val_folder, *introduction(model, len(val_folder.classes), args))
     noise = partial(noise_output, args.crop_size, args.precision)
     net = run.prepare(model, optimizer, noise, trains=not args.evaluate)
     batch = args.total_batch // run.launch.world
@@ -179,19 +184,6 @@ def noise_output(size, precision, net, n):
     device = next(net.parameters()).device
     with autocast(device, precision):
         return net(torch.randn(n, 3, size, size, device=device)).sum()
-
-
-def frozen_tensors(model):
-    """Copies of all tensors of the model except those of `fc`, by name."""
-    return {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("fc.")}
-
-
-def check_frozen(frozen, model):
-    """Raises RuntimeError if a tensor differs from its copy in `frozen`."""
-    now = model.state_dict()
-    for name, tensor in frozen.items():
-        if not torch.equal(now[name], tensor):
-            raise RuntimeError(f"{name} changed while only fc trains; the linear classification is not valid")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ import torch
 from torchvision import models
 
 from moco.asymmetry.asym_aug import asym_aug_plan
-from moco.asymmetry.asym_bn import check_group
 from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import multicrop_plan
 from moco.asymmetry.scalemix import scalemix_plan
-from moco.batchnorm import check_splits
 from moco.builder import MoCo
 from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
@@ -23,7 +21,7 @@ from moco.engine.end_report import linear_classification
 from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
 from moco.engine.shared_flags import Parser, add_shared, number
-from moco.engine.startup_checks import check_queue, check_training, parse_and_check, prepare_output
+from moco.engine.startup_checks import check_model, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.engine.training_statistics import LearningMonitor, contrast_figures
 from moco.loader import training_loader
@@ -94,14 +92,6 @@ def prepare(args, launch):
     place = check_training(args, launch, folder, names, partial(build, args))
     prepare_output(args, names, launch, place)
     return names, folder
-
-
-def check_model(args, launch):
-    """Raises ValueError if the queue or the batch-norm groups do not fit the batch, the processes or the memory."""
-    check_queue(args.moco_k, args.moco_dim, args.total_batch)
-    check_splits(args.bn_splits, args.batch_size // launch.local)
-    if args.enable_asym_bn:
-        check_group(args.asym_bn_group, launch.world, args.bn_splits)
 
 
 def view_plan(args):

@@ -20,6 +20,7 @@ from moco.engine.ddp_wrapper import check_equal
 from moco.engine.nonfinite_loss import NonfiniteGuard
 from moco.engine.preemption import StopListener
 from moco.engine.training_epoch import Epoch
+from moco.engine.training_statistics import LearningMonitor
 from moco.evaluation.validation_accuracy import validate
 from moco.precision import grad_scaler
 from moco.views import normalize
@@ -199,8 +200,8 @@ def check_epoch(steps=5, print_freq=2, world=1):
             """What the ranks' notes look like if every loss is finite and no signal came."""
             answer = torch.zeros(x.shape, dtype=x.dtype)
             if x.dim():
-                answer[..., 0] = -1  # the first step with a loss that is not finite
-                answer[..., -1] = print_freq  # steps until the ranks look for signals again
+                answer[..., 1] = print_freq  # steps until the ranks look for signals again
+                answer[..., 2] = -1  # the first step with a loss that is not finite
             return answer
 
         def wait(what):
@@ -212,16 +213,16 @@ def check_epoch(steps=5, print_freq=2, world=1):
             model, optimizer = main_moco.build(args, CUDA)
             normalize._constants(CUDA)
         run = SimpleNamespace(
-            **{"args": args, "device": CUDA, "loader": loader, "finish": finisher(plan.views, "device", CUDA)},
+            **{"args": args, "device": CUDA, "loader": loader, "transform": finisher(plan.views, "device", CUDA)},
             **{"workers": 0, "place": (0, 0), "stop": StopListener(print_freq), "optimizer": optimizer},
-            guard=NonfiniteGuard(loader, optimizer, None),
+            **{"guard": NonfiniteGuard(loader, optimizer, None), "monitor": LearningMonitor(5.0, 0)},
             log=SimpleNamespace(write=lambda *_, **__: None),
         )
         epoch, gpu.wait = Epoch(run, 0), wait
         for step, images, _ in epoch.steps():
             waits.append([])
             views = plan.split(images)
-            result = main_moco.train_step(model, optimizer, grad_scaler(CUDA, None), views, step, None)
+            result = main_moco.train_step(model, optimizer, grad_scaler(CUDA, None), views, step, None, epoch.prints)
             with gpu.waits_allowed():
                 epoch.report(*result)
             memory.append(gpu.live)

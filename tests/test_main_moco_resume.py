@@ -77,7 +77,7 @@ def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(im
     log = run(*shorter)
     assert f"resume: no checkpoint in {str(tmp_path)!r}; this run starts from the beginning" in log
     kept = ["checkpoint__0002.pth.tar", "checkpoint__0003.pth.tar"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*kept, "log.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".checkpoint_.lock", *kept, "log.jsonl"]
     newest = tmp_path / kept[1]
     undisturbed = torch.load(newest, weights_only=True)["state_dict"]
     assert "4 of 4 epochs are done" in run(*shorter)

@@ -36,6 +36,7 @@ from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.launch_plan import plan_launch
 from moco.engine.launch_processes import start_processes
 from moco.engine.shared_flags import number
+from moco.engine.startup_checks import check_model
 from moco.precision import grad_scaler, set_precision, set_tf32_flags, tf32_flags
 from moco.shuffle_bn import BatchShuffle
 
@@ -75,7 +76,7 @@ def main(argv=None):
             )
         args.enable_asym_bn |= args.all
         for splits in {args.bn_splits, 1}:  # 1, since the cost of the groups is measured, too
-            main_moco.check_model(argparse.Namespace(**(vars(args) | {"bn_splits": splits})), run)
+            check_model(argparse.Namespace(**(vars(args) | {"bn_splits": splits})), run)
     except ValueError as error:
         parser.error(error)
     start_processes(bench, run, args, run)

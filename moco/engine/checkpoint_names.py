@@ -70,7 +70,7 @@ class CheckpointNames:
         files = os.listdir(self.folder) if os.path.isdir(self.folder) else []
         return {
             os.path.join(self.folder, match[0]): int(match[1]) if match[1] not in (LAST, None) else match[1]
-            for match in filter(None, map(re.compile(self.pattern()).fullmatch, files))
+            for match in filter(None, map(re.compile(self.pattern()).fullmatch, sorted(files)))
         }
 
     def resumable(self):

@@ -79,7 +79,7 @@ def _open(names, create):
     if path not in _descriptors:
         try:
             _descriptors[path] = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise ValueError(

@@ -116,7 +116,7 @@ class StopListener:
     def _steps_to_next(self, now):
         if self.compared is None:
             return 1
-        seconds = max(now - self.compared, 1e-9) / self.steps_since  # per step
+        seconds = max(now - self.compared, 1e-9) / max(self.steps_since, 1)  # per step
         return max(1, min(self.steps, int(INTERVAL / seconds)))
 
 

@@ -4,6 +4,8 @@ import os
 import re
 import secrets
 
+from moco.asymmetry.asym_bn import check_group
+from moco.batchnorm import check_splits
 from moco.engine import options_without_effect, speed_flags
 from moco.engine.checkpoint_atomic_write import TEMPORARY
 from moco.engine.checkpoint_resume import check_resume
@@ -28,7 +30,7 @@ def parse_and_check(parser, prepare, argv=None, least=1):
     """
     args = parser.parse_args(argv)
     defaults = {name: parser.get_default(name) for name in vars(args)}
-    args.run = new_id()
+    args.run, args.notes = new_id(), []
     try:
         if args.dry_run and getattr(args, "evaluate", False):
             raise ValueError(
@@ -50,7 +52,7 @@ def parse_and_check(parser, prepare, argv=None, least=1):
         prepared = prepare(args, launch)
         if launch.has_rank_0:
             args.seed = secrets.randbits(31) if args.seed is None else args.seed
-            for note in options_without_effect.notes(args, defaults, launch.world):
+            for note in args.notes + options_without_effect.notes(args, defaults, launch.world):
                 print(note, flush=True)
     except (ValueError, OSError) as error:
         unlock_output()
@@ -58,24 +60,32 @@ def parse_and_check(parser, prepare, argv=None, least=1):
     return args, launch, prepared
 
 
-def check_queue(keys, dim, total_batch):
-    """Raises ValueError if a queue of --moco-k `keys` is smaller than a batch, or does not fit into the memory."""
-    if keys < total_batch:
-        raise ValueError(f"--moco-k {keys} is smaller than a batch of {total_batch}; give {total_batch} or more")
+def check_model(args, launch):
+    """Raises ValueError if the queue or the batch-norm groups do not fit the batch, the processes or the memory."""
+    keys, dim = args.moco_k, args.moco_dim
+    if keys < args.total_batch:
+        raise ValueError(
+            f"--moco-k {keys} is smaller than a batch of {args.total_batch}; give {args.total_batch} or more"
+        )
     if 4 * keys * dim > memory():
         raise ValueError(f"--moco-k {keys} keys of --moco-dim {dim} do not fit into the memory; give fewer")
+    check_splits(args.bn_splits, args.batch_size // launch.local)
+    if args.enable_asym_bn:
+        check_group(args.asym_bn_group, launch.world, args.bn_splits)
 
 
 def cap_batch(args, launch, images):
-    """Reduces the batch to the number of training images, with a note. For a script that fills up its last batch."""
+    """Reduces the batch to the number of training images, if it is larger; for a script that fills up its last batch.
+
+    Adds a line about it to `args.notes`.
+    """
     if args.total_batch > images >= launch.world:
         given, args.batch_size = args.batch_size, images // launch.world * launch.local
         args.total_batch = args.batch_size * launch.nodes
-        if launch.has_rank_0:
-            print(
-                f"note: --batch-size {given} is more than the {images} training images; it becomes {args.batch_size}, "
-                f"and the learning rate {args.lr:g} x {args.batch_size} / 256 = {args.lr * args.batch_size / 256:g}"
-            )
+        args.notes.append(
+            f"note: --batch-size {given} is more than the {images} training images; it becomes {args.batch_size}, "
+            f"and the learning rate {args.lr:g} x {args.batch_size} / 256 = {args.lr * args.batch_size / 256:g}"
+        )
 
 
 def check_enough_images(folder, total_batch):

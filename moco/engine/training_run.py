@@ -93,8 +93,6 @@ class Run:
         self.fixed_batch = args.compile or device.type == "cuda"
         self.scaler = grad_scaler(device, args.precision)
         self.checkpoint = read_on_all_ranks(args.resume) if args.resume else {}
-        if rank() == 0 and not args.dry_run:
-            lock_output_in_rank_0(names)
         self.place, self.earlier_bn_batch = progress_of(self.checkpoint), bn_batch_of(self.checkpoint)
         if args.start_epoch not in (None, self.place[0]):
             self.place = args.start_epoch, 0
@@ -182,6 +180,8 @@ class Run:
             check_disk_space(args.output_dir, size, files, report=args.dry_run)
         if args.dry_run:
             return
+        if rank() == 0:
+            lock_output_in_rank_0(self.names)
         self.log = JsonLog(args.output_dir if rank() == 0 else None, args.run)
         self.log.write_start(args, self.device, self.place)
         self.stop = self.exits.enter_context(StopListener(args.print_freq))

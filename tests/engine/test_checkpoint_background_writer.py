@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from moco.engine import checkpoint_atomic_write, checkpoint_background_writer
+from moco.engine import checkpoint_atomic_write
 from moco.engine.checkpoint_background_writer import BackgroundWriter, on_cpu
 from moco.engine.checkpoint_file_read import read
 from moco.engine.checkpoint_format import CheckpointError

@@ -39,7 +39,8 @@ def test_files_of_linear_classification(tmp_path):
 def test_files_that_five_more_epochs_add(existing, keep, files, tmp_path):
     for name in existing:
         (tmp_path / f"checkpoint_t_{name}.pth.tar").touch()
-    assert pretraining(tmp_path, keep).files_to_come(5) == files
+    assert pretraining(tmp_path, keep).files_to_come(5, fresh=False) == files
+    assert pretraining(tmp_path, keep).files_to_come(5, fresh=True) == (6 if keep is None else 3)
 
 
 def test_a_folder_that_is_missing_has_no_checkpoints(tmp_path):

@@ -57,6 +57,7 @@ def test_on_a_gpu(gpu):
 
 def test_the_start_says_what_fast_turned_on(capsys):
     args = main_moco.build_parser().parse_args(["D", "--fast", "--seed", "1"])
+    args.run = "12345678"
     for given, line in (
         (None, "fast: --augment-on device"),
         ("cpu", "fast: nothing, since every speed flag was given"),

@@ -93,7 +93,7 @@ def test_what_main_moco_refuses(refused, imagenet, flags, message):
         (("--pretrained", "nowhere.pth.tar"), "no checkpoint 'nowhere.pth.tar'"),
         (("--pretrained", "none", "--resume", "nowhere.pth.tar"), "no checkpoint 'nowhere.pth.tar'"),
         (("--pretrained", "none", "-e"), "--evaluate needs --resume"),
-        (("--pretrained", "none", "-b", "97"), "fewer than one batch of 97"),
+        (("--pretrained", "none", "-b", "200", "--nproc", "100"), "96 images, fewer than one batch of 200"),
     ],
 )
 def test_what_main_lincls_refuses(refused, imagenet, flags, message):

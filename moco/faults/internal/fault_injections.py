@@ -157,6 +157,36 @@ def damaged_checkpoint(place, rng):
         file.write(data)
 
 
+@fault("fresh run beside an earlier one's files, SIGKILL", 3)
+def fresh_run_beside_an_earlier_one(place, rng):
+    """Kills a fresh run where another run has stopped before, whose files must stay as they are."""
+    run = place.start("--seed", "2")
+    run.wait_for_step(rng.randrange(5, 11))
+    os.kill(run.pid, signal.SIGTERM)
+    run.ended(143)
+    earlier = place.contents()
+    place.runs.clear()
+    place.more = ("--keep", "1")
+    kill_after(rng.randrange(1, 9), place, rng)
+    (folder,) = place.files("", "earlier-")
+    assert place.contents(folder) == earlier
+
+
+@fault("second run in the same folder", 2, costs=0)
+def second_run(place, rng):
+    """Starts a second run while the first one lives; it is refused, and the first one does not notice."""
+    run = place.start()
+    run.wait_for_step(rng.randrange(1, 9))
+    run.signal_rank(rank := rng.randrange(2), signal.SIGSTOP)  # since the second run waits for 10 s
+    second = place.start(*rng.choice(((), ("--resume", "auto"))))
+    second.ended(2)
+    second.must_say("wait until it ends, or give another --output-dir")
+    place.runs.remove(second)
+    run.signal_rank(rank, signal.SIGCONT)
+    os.kill(run.pid, signal.SIGTERM)
+    run.ended(143)
+
+
 @fault("broken JPEG, --on-bad-image stop", 3)
 def broken_image(place, rng):
     """A training image becomes unreadable; the run stops."""

@@ -138,10 +138,17 @@ class Workplace:
         """The path of a file of the output folder."""
         return os.path.join(self.output, name)
 
-    def files(self, ending):
-        """The names of the files in the output folder that end with `ending`."""
+    def files(self, ending, beginning=""):
+        """The names in the output folder with that ending and beginning."""
         names = os.listdir(self.output) if os.path.exists(self.output) else []
-        return [name for name in names if name.endswith(ending)]
+        return [name for name in names if name.endswith(ending) and name.startswith(beginning)]
+
+    def contents(self, below=""):
+        """The checkpoints in the output folder, or a folder in it: dict from name to bytes."""
+        return {
+            os.path.basename(path): open(path, "rb").read()
+            for path in glob.glob(os.path.join(self.output, below, "*.pth.tar"))
+        }
 
     def break_image(self, index, share):
         """Cuts a training image to that share of its bytes, until `mend` is called; returns its path."""
