@@ -43,7 +43,7 @@ def main(argv=None):
     parser = Parser(__doc__, __spec__.name, example="--out report")
     help = "folder of the report; it is created if it is missing"
     parser.add_argument("--out", metavar="DIR", type=output_folder, required=True, help=help)
-    minutes = number(float, 0, 1e4, exclusive=True)
+    minutes = number(float, 0, 10**4, exclusive=True)
     parser.add_argument("--minutes", metavar="M", type=minutes, default=9, help="time for this call")
     help = f"run only these parts; a NAME may have wildcards, as 'step-*'. The parts: {', '.join(PARTS)}"
     parser.add_argument("--only", metavar="NAME", nargs="+", help=help)

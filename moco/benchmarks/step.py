@@ -57,7 +57,7 @@ def main(argv=None):
     next(action for action in parser._actions if action.dest == "data").help = argparse.SUPPRESS  # it reads no images
     add = parser.add_argument_group("benchmark").add_argument
     add("--all", action="store_true", help="measure the baseline, each design and all five")
-    add("--seconds", metavar="S", default=20, type=number(float, 0, 1e6), help="measuring time for each row and side")
+    add("--seconds", metavar="S", default=20, type=number(float, 0, 10**6), help="measuring time per row and side")
     add("--json", action="store_true", help="end with one line of JSON")
     help = "leave out the column splits; it needs a second model, which --compile must compile, too"
     add("--skip-splits", action="store_true", help=help)

@@ -103,7 +103,7 @@ def number(kind, low=-math.inf, high=math.inf, exclusive=False):
 
 SEED = number(int, 0, 2**63 - 1)
 PROCESSES = number(int, 1, 1024)
-SECONDS = number(float, 0, 1e6, exclusive=True)
+SECONDS = number(float, 0, 10**6, exclusive=True)
 
 
 def writable_folder(text):
