@@ -16,10 +16,11 @@ from moco.engine import watchdog
 from moco.engine.checkpoint_file_read import read, read_on_all_ranks
 from moco.engine.checkpoint_names import CheckpointNames
 from moco.engine.checkpoint_resume import check_resume
+from moco.engine.command_line import Parser
 from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
 from moco.engine.pretrained_backbone import backbone_for
-from moco.engine.shared_flags import Parser, add_shared
+from moco.engine.shared_flags import add_shared
 from moco.engine.startup_checks import cap_batch, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.engine.training_statistics import gradient_norm
@@ -32,7 +33,7 @@ from moco.views.augmentation_recipes import baseline_plan
 
 
 def build_parser():
-    parser = Parser(description=__doc__)
+    parser = Parser(__doc__, example="--lars --pretrained checkpoint__0099.pth.tar /path/to/imagenet")
     lr_help = "learning rate for a batch of 256; it is multiplied by --batch-size / 256"
     add_shared(parser, epochs=90, batch_size=4096, lr=0.1, weight_decay=0.0, lr_help=lr_help)
     help = "checkpoint with the pretrained backbone, or the word none for random weights"

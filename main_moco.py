@@ -17,10 +17,11 @@ from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine import startup_report
 from moco.engine.checkpoint_names import CheckpointNames
+from moco.engine.command_line import Parser, number
 from moco.engine.end_report import linear_classification
 from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
-from moco.engine.shared_flags import Parser, add_shared, number
+from moco.engine.shared_flags import add_shared
 from moco.engine.startup_checks import check_model, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.engine.training_statistics import LearningMonitor, contrast_figures
@@ -40,7 +41,7 @@ DESIGNS = {  # the paper's names, and the options that turn the designs on
 
 
 def build_parser():
-    parser = Parser(description=__doc__)
+    parser = Parser(__doc__, example="--enable-multicrop --output-dir runs/multicrop /path/to/imagenet")
     add_shared(parser, epochs=100, batch_size=256, lr=0.03, weight_decay=1e-4)
     some, positive = number(int, 1), number(float, 0, exclusive=True)
     add = parser.add_argument

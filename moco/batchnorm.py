@@ -140,8 +140,13 @@ def check_splits(splits, batch):
         splits: number of groups. batch: images of one process.
 
     Raises:
-        ValueError: it does not; the message names the numbers that do.
+        ValueError: it does not; the message names the numbers that do, if there are any.
     """
+    if batch < 2:
+        raise ValueError(
+            f"a process's batch of {batch} is too small, since batch normalisation needs at least 2 images in each "
+            "group; give a larger --batch-size"
+        )
     if batch % splits or batch < 2 * splits:
         fits = ", ".join(str(n) for n in range(1, batch // 2 + 1) if batch % n == 0)
         raise ValueError(

@@ -129,3 +129,6 @@ def test_the_door():
         check_splits(3, 8)
     with pytest.raises(ValueError, match="give one of 1, 2, 4"):
         check_splits(8, 8)
+    for splits in (1, 2):
+        with pytest.raises(ValueError, match=r"batch of 1 is too small, .* 2 images .*; give a larger --batch-size"):
+            check_splits(splits, 1)

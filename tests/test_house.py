@@ -144,6 +144,15 @@ def test_what_lies_beside_a_command_is_a_command(path, monkeypatch, capsys):
     assert stop.value.code == 0 and out.startswith(f"usage: python -m {module} ")
 
 
+@pytest.mark.parametrize("path", [path for path in python_files("moco") if '__name__ == "__main__"' in read(path)])
+def test_a_command_that_is_started_by_its_path_names_the_way_to_start_it(path, capsys):
+    module = path.removesuffix(".py").replace(os.sep, ".")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(os.path.join(ROOT, path), run_name="__main__")
+    line = f"error: this program can't be started by its path; use python -m {module}\n"
+    assert stop.value.code == 2 and capsys.readouterr() == ("", line)
+
+
 @pytest.mark.parametrize("path", [path for path in SOURCES if not path.endswith("__init__.py")])
 def test_every_file_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(read(path))), path

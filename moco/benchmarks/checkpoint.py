@@ -5,7 +5,13 @@
 The model is on the CPU. From a GPU, the copy would have to pass the bus in addition.
 """
 
-import argparse
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    name = "moco.benchmarks.checkpoint"
+    print(f"error: this program can't be started by its path; use python -m {name}", file=sys.stderr)
+    sys.exit(2)
+
 import os
 import platform
 import statistics
@@ -18,7 +24,9 @@ import main_moco
 from moco.benchmarks.internal.measuring import peak_resident
 from moco.engine.checkpoint_background_writer import BackgroundWriter
 from moco.engine.checkpoint_format import checkpoint_of
+from moco.engine.command_line import Parser, number, writable_folder
 from moco.engine.disk_space import size_of
+from moco.engine.shared_flags import architectures
 
 
 def saves(arch, folder, repeats):
@@ -49,14 +57,11 @@ def saves(arch, folder, repeats):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m moco.benchmarks.checkpoint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("-a", "--arch", default="resnet50", help="network (resnet50)")
-    parser.add_argument("--dir", metavar="DIR", help="folder to write to (default: the system's temporary folder)")
-    parser.add_argument("--repeats", metavar="N", type=int, default=7, help="number of checkpoints (7)")
+    parser = Parser(__doc__, __spec__.name)
+    parser.add_argument("-a", "--arch", metavar="ARCH", default="resnet50", choices=architectures(), help="network")
+    help = "folder to write to (default: the system's temporary folder)"
+    parser.add_argument("--dir", metavar="DIR", type=writable_folder, help=help)
+    parser.add_argument("--repeats", metavar="N", type=number(int, 1), default=7, help="number of checkpoints")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         size, stalls, writes, memory = saves(args.arch, folder, args.repeats)

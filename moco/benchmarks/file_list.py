@@ -8,10 +8,14 @@ issue 13246). Second part: it creates a folder of fewer, real and empty files an
 the cache. It also times the start from a cache of N images.
 """
 
-import argparse
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    print("error: this program can't be started by its path; use python -m moco.benchmarks.file_list", file=sys.stderr)
+    sys.exit(2)
+
 import os
 import platform
-import sys
 import tempfile
 import time
 
@@ -21,27 +25,35 @@ import torchvision
 
 from moco.data import file_list_cache
 from moco.data.file_list import ImageFolder
+from moco.engine.command_line import PROCESSES, Parser, number
+from moco.engine.launch_plan import memory
 
 CLASSES = 1000
 MB = 1e6
+BYTES, BYTES_OF_WORKER = 250, 70  # per image, of the list of objects: in this process, and in each worker
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m moco.benchmarks.file_list",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--images", metavar="N", type=int, default=1_281_167, help="length of the simulated list (1281167)"
-    )
-    parser.add_argument("--workers", metavar="N", type=int, default=16, help="data workers to fork (16)")
-    parser.add_argument("--files", metavar="N", type=int, default=50_000, help="number of real files to list (50000)")
+    parser = Parser(__doc__, __spec__.name)
+    add = parser.add_argument
+    images, files = (number(int, CLASSES, high) for high in (10**10, 10**7))
+    add("--images", metavar="N", type=images, default=1_281_167, help="length of the simulated list")
+    add("--workers", metavar="N", type=PROCESSES, default=16, help="data workers to fork")
+    add("--files", metavar="N", type=files, default=50_000, help="number of real files to list")
     args = parser.parse_args(argv)
-    if min(args.images, args.files) < CLASSES or args.workers < 1:
-        parser.error(f"--images and --files must be {CLASSES} or more, --workers positive")
     if not os.path.exists("/proc/self/smaps_rollup"):
         parser.error("this system has no /proc/self/smaps_rollup, which tells how much memory a process owns")
+    if (need := args.images * (BYTES + BYTES_OF_WORKER * args.workers)) > memory():
+        parser.error(
+            f"--images {args.images} with --workers {args.workers} needs {need / 1e9:,.0f} GB, but the memory has "
+            f"{memory() / 1e9:,.0f} GB; give fewer"
+        )
+    disk = os.statvfs(tempfile.gettempdir())
+    if args.files + CLASSES > disk.f_favail and disk.f_files:  # some file systems count no files
+        parser.error(
+            f"--files {args.files} does not fit into {tempfile.gettempdir()!r}, which has room for {disk.f_favail} "
+            "files; give fewer"
+        )
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__},"
     )

@@ -13,11 +13,16 @@ than half of --minutes is killed and has failed. DIR keeps the generated images 
 The exit code is 0, or 1 if a part has failed.
 """
 
-import argparse
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    name = "moco.benchmarks.gpu_report"
+    print(f"error: this program can't be started by its path; use python -m {name}", file=sys.stderr)
+    sys.exit(2)
+
 import fnmatch
 import json
 import os
-import sys
 import time
 import traceback
 
@@ -26,8 +31,8 @@ import torch
 from moco.benchmarks.internal.gpu_report_job import Job, PartFailed, PartSkipped, TimeOver
 from moco.benchmarks.internal.gpu_report_parts import PARTS, PROGRAMS
 from moco.benchmarks.internal.gpu_report_tables import markdown
+from moco.engine.command_line import Parser, number, output_folder
 from moco.engine.preemption import exit_on_signals
-from moco.engine.shared_flags import Parser, number
 from moco.pipe_safe_print import first_line, say
 
 SMALL_ESTIMATE = 10  # seconds that a part takes with --small
@@ -35,11 +40,11 @@ LINES = 20  # of a failed part's output that the report has
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m moco.benchmarks.gpu_report", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder of the report; created if it is missing")
-    minutes = number(float, 0, exclusive=True)
-    parser.add_argument("--minutes", metavar="M", type=minutes, default=9, help="time for this call (9)")
+    parser = Parser(__doc__, __spec__.name, example="--out report")
+    help = "folder of the report; it is created if it is missing"
+    parser.add_argument("--out", metavar="DIR", type=output_folder, required=True, help=help)
+    minutes = number(float, 0, 10**4, exclusive=True)
+    parser.add_argument("--minutes", metavar="M", type=minutes, default=9, help="time for this call")
     help = f"run only these parts; a NAME may have wildcards, as 'step-*'. The parts: {', '.join(PARTS)}"
     parser.add_argument("--only", metavar="NAME", nargs="+", help=help)
     help = "shrink everything to try this program on a CPU in 3 minutes; parts that need a GPU are skipped"
@@ -82,6 +87,8 @@ def opened(out, small):
             with open(path) as file:
                 earlier = json.load(file)
             report = {key: earlier[key] for key in ("small", "commits", "parts", "machine")}
+        elif os.path.exists(os.path.join(out, "work")):  # a Job would remove it
+            raise ValueError(f"--out {out!r} has a folder 'work', but no report; give another folder")
     except OSError as error:
         raise ValueError(f"--out {out!r} can't be used: {error.strerror}; give another folder") from None
     except (json.JSONDecodeError, KeyError, TypeError):

@@ -10,10 +10,16 @@ affects all of them alike:
 The floor is what a CPU must do in any case, decoding and cropping, in bare loops without a loader.
 """
 
-import argparse
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    print("error: this program can't be started by its path; use python -m moco.benchmarks.loader", file=sys.stderr)
+    sys.exit(2)
+
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from itertools import count, islice
@@ -28,43 +34,45 @@ from moco.benchmarks.internal.measuring import timed
 from moco.benchmarks.internal.original_project_loader import original_loader
 from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
+from moco.engine.command_line import PROCESSES, SECONDS, Parser, number
 from moco.engine.launch_plan import cores
-from moco.loader import training_loader
+from moco.engine.memory_check import check_views
+from moco.loader import IN_ADVANCE, training_loader
 
 BATCH = 32  # images of one of the paper's GPUs
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m moco.benchmarks.loader",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("dir", metavar="DIR", help="folder with train/, which has one folder per class")
+    parser = Parser(__doc__, __spec__.name, example="/path/to/imagenet")
+    side = number(int, 1)
+    add = parser.add_argument
+    add("dir", metavar="DIR", help="folder with train/, which has one folder per class")
     main_moco.add_designs(parser)
-    parser.add_argument("--crop-size", metavar="PX", type=int, default=224, help="side of the full-size views (224)")
-    parser.add_argument("--mini-crop-size", metavar="PX", type=int, default=96, help="side of the small views (96)")
-    parser.add_argument("--workers", metavar="N", type=int, default=cores(), help="data workers (default: the cores)")
-    parser.add_argument("--seconds", metavar="S", type=float, default=60, help="total measuring time (60)")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    add("--crop-size", metavar="PX", type=side, default=224, help="side of the full-size views")
+    add("--mini-crop-size", metavar="PX", type=side, default=96, help="side of the small views")
+    add("--workers", metavar="N", type=PROCESSES, default=cores(), help="number of data workers")
+    add("--seconds", metavar="S", type=SECONDS, default=60, help="total measuring time")
+    add("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args(argv)
-    if args.workers < 1 or not args.seconds > 0:
-        parser.error("--workers and --seconds must be positive")
     try:
+        plan = main_moco.view_plan(args)
+        check_views(plan, BATCH * (IN_ADVANCE * args.workers + 1), 4, "fewer --workers")  # floats of the original
         folder = ImageFolder(os.path.join(args.dir, "train"))
-    except OSError as error:
-        parser.error(str(error))
-    if len(folder) < BATCH:
-        parser.error(f"{folder.root!r} has {len(folder)} images; a batch of {BATCH} is measured")
-    result = bench(folder, args)
+        if len(folder) < BATCH:
+            raise ValueError(
+                f"{folder.root!r} has {len(folder)} images, fewer than a batch of {BATCH}; give more images"
+            )
+        result = bench(folder, plan, args)
+    except (ValueError, OSError) as error:
+        last = (str(error) or repr(error)).splitlines()[-1]  # the error of a data worker ends a traceback
+        parser.error(re.sub(r"^[\w.]+Error: ", "", last))
     report(result, args.workers)
     if args.json:
         print(json.dumps(result), flush=True)
 
 
-def bench(folder, args):
+def bench(folder, plan, args):
     """Measures everything; returns a dict of figures; rates are in images per second and core."""
-    plan = main_moco.view_plan(args)
     print(plan, flush=True)
     loaders = {
         "device": endless(training_loader(folder, plan.views, BATCH, 0, args.workers, augment_on="device")),
@@ -115,19 +123,29 @@ def rate_of_loops(folder, plan, kind, seconds, workers):
     context = get_context("fork")
     queue = context.SimpleQueue()
     processes = [
-        context.Process(target=loop, args=(dataset, kind, seconds, seed, queue), daemon=True)
+        context.Process(target=attempt, args=(dataset, kind, seconds, seed, queue), daemon=True)
         for seed in range(workers)
     ]
     for process in processes:
         process.start()
     rates = [queue.get() for _ in processes]
+    for error in (rate for rate in rates if isinstance(rate, OSError)):
+        raise error
     for process in processes:
         process.join()
     return sum(rates) / workers
 
 
-def loop(dataset, kind, seconds, seed, queue):
-    """One such process. The random parameters are drawn before the clock starts."""
+def attempt(dataset, kind, seconds, seed, queue):
+    """One such process: sends its images per second, or the error about an image that can't be decoded."""
+    try:
+        queue.put(loop(dataset, kind, seconds, seed))
+    except OSError as error:
+        queue.put(error)
+
+
+def loop(dataset, kind, seconds, seed):
+    """The images per second of one such process. The random parameters are drawn before the clock starts."""
     torch.set_num_threads(1)
     order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
     draws = {}
@@ -136,13 +154,13 @@ def loop(dataset, kind, seconds, seed, queue):
         draws[index] = dataset.draws(0, index, width, height)
     out = {size: torch.empty(len(r), size, size, 3, dtype=torch.uint8) for size, r in dataset.layout.rows.items()}
     start, images = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - start) < seconds:
+    while (elapsed := time.perf_counter() - start) < seconds or not images:
         index = order[images % len(order)]
         image = dataset.folder.load_tensor(index)
         if kind == "floor":
             dataset.layout.crop(image, draws[index], out)
         images += 1
-    queue.put(images / elapsed)
+    return images / elapsed
 
 
 def size_of(batch):

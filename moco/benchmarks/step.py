@@ -9,6 +9,12 @@ torch's default flags (TF32 convolutions on GPUs that have them) and one forward
 images, and the loss is read in each step. --all measures the baseline, each design and all five designs together.
 """
 
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    print("error: this program can't be started by its path; use python -m moco.benchmarks.step", file=sys.stderr)
+    sys.exit(2)
+
 import argparse
 import functools
 import gc
@@ -17,7 +23,6 @@ import math
 import platform
 import shlex
 import statistics
-import sys
 from itertools import count
 
 import torch
@@ -32,10 +37,11 @@ from moco.benchmarks.internal.original_project_step import OriginalMoCo, gather,
 from moco.builder import add_projector
 from moco.distributed import from_rank_0, is_initialized, rank
 from moco.engine import speed_flags
+from moco.engine.command_line import number
 from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.launch_plan import plan_launch
 from moco.engine.launch_processes import start_processes
-from moco.engine.shared_flags import number
+from moco.engine.memory_check import check_views
 from moco.engine.startup_checks import check_model
 from moco.precision import grad_scaler, set_precision, set_tf32_flags, tf32_flags
 from moco.shuffle_bn import BatchShuffle
@@ -47,24 +53,18 @@ PAPER = {"MultiCrop": 2.15, "ScaleMix": 1.30, "AsymAug": 1.02, "AsymBN": 1.01, "
 
 
 def main(argv=None):
-    own = argparse.ArgumentParser(
-        prog="python -m moco.benchmarks.step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    own.add_argument("--all", action="store_true", help="measure the baseline, each design and all five")
-    own.add_argument(
-        "--seconds", metavar="S", default=20, type=number(float, 0), help="measuring time for each row and side"
-    )
-    own.add_argument("--json", action="store_true", help="end with one line of JSON")
-    help = "leave out the column splits; it needs a second model, which --compile must compile, too"
-    own.add_argument("--skip-splits", action="store_true", help=help)
-    mine, theirs = own.parse_known_args(argv)
     parser = main_moco.build_parser()
-    parser.prog = own.prog
-    args = parser.parse_args([".", *theirs])
-    vars(args).update(vars(mine), seed=0, command=shlex.join([*own.prog.split(), *(argv or sys.argv[1:])]))
+    parser.prog, parser.description = f"python -m {__spec__.name}", __doc__
+    next(action for action in parser._actions if action.dest == "data").help = argparse.SUPPRESS  # it reads no images
+    add = parser.add_argument_group("benchmark").add_argument
+    add("--all", action="store_true", help="measure the baseline, each design and all five")
+    add("--seconds", metavar="S", default=20, type=number(float, 0, 10**6), help="measuring time per row and side")
+    add("--json", action="store_true", help="end with one line of JSON")
+    help = "leave out the column splits; it needs a second model, which --compile must compile, too"
+    add("--skip-splits", action="store_true", help=help)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args([".", *words])
+    vars(args).update(seed=0, command=shlex.join([*parser.prog.split(), *words]))
     try:
         run = plan_launch(args)
         speed_flags.settle(args)
@@ -77,6 +77,8 @@ def main(argv=None):
         args.enable_asym_bn |= args.all
         for splits in {args.bn_splits, 1}:  # 1, since the cost of the groups is measured, too
             check_model(argparse.Namespace(**(vars(args) | {"bn_splits": splits})), run)
+        plan = main_moco.view_plan(with_designs(args, table_rows(args)[-1]))
+        check_views(plan, args.batch_size, 4, "a smaller --batch-size")  # floats
     except ValueError as error:
         parser.error(error)
     start_processes(bench, run, args, run)

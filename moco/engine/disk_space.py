@@ -1,10 +1,10 @@
 """How much disk space the checkpoints of a run need, and whether the output folder has it."""
 
-import os
 import shutil
 
 import torch
 
+from moco.engine.command_line import existing_part
 from moco.pipe_safe_print import say
 
 
@@ -14,14 +14,6 @@ def size_of(checkpoint):
         return checkpoint.numel() * checkpoint.element_size()
     values = checkpoint.values() if isinstance(checkpoint, dict) else checkpoint
     return sum(size_of(v) for v in values) if isinstance(checkpoint, (dict, list, tuple)) else 0
-
-
-def existing_part(folder):
-    """The deepest existing part of the path of a folder that may not exist yet; an absolute path."""
-    path = os.path.abspath(folder)
-    while not os.path.lexists(path):
-        path = os.path.dirname(path)
-    return path
 
 
 def check_disk_space(folder, size, files, report=False):

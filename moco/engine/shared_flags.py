@@ -1,13 +1,9 @@
-"""The command-line flags that both scripts share, and the parser that reports an error in one line."""
-
-import argparse
-import math
-import os
-import sys
+"""The command-line flags that both scripts share."""
 
 from torchvision import models
 
 from moco.engine import speed_flags
+from moco.engine.command_line import SECONDS, SEED, number
 
 # The families of torchvision whose classifier is a Linear `fc`, and which return one tensor in training mode.
 ARCH_MODULES = (models.resnet, models.regnet, models.shufflenetv2)
@@ -19,53 +15,10 @@ def architectures():
     return [name for name in models.list_models(models) if models.get_model_builder(name).__module__ in modules]
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that prints an error as one line, once per node, and exits with code 2."""
-
-    def __init__(self, **kwargs):
-        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
-
-    def error(self, message):
-        """Exits with code 2; only the first process of this node prints the message."""
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            line = " ".join(str(message).split())
-            print(f"{self.prog}: error: {line}", file=sys.stderr, flush=True)
-        sys.exit(2)
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of each flag, unless it is None, False or empty."""
-
-    def _get_help_string(self, action):
-        silent = any(action.default is value for value in (None, False, ""))
-        return action.help if silent else super()._get_help_string(action)
-
-
-def number(kind, low=-math.inf, high=math.inf, exclusive=False):
-    """Makes a converter for argparse: to a finite int or float within [low, high], or (low, high] if `exclusive`.
-
-    The converter raises ArgumentTypeError, with the bounds, for any other text.
-    """
-
-    def convert(text):
-        try:
-            value = kind(text)
-            valid = math.isfinite(value) and low <= value <= high and not (exclusive and value == low)
-        except (ValueError, OverflowError):
-            valid = False
-        if not valid:
-            bounds = [f"{'>' if exclusive else '>='} {low}"] * (low > -math.inf) + [f"<= {high}"] * (high < math.inf)
-            noun = "an integer" if kind is int else "a finite number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {' and '.join(bounds)}".rstrip())
-        return value
-
-    return convert
-
-
 def add_shared(parser, epochs, batch_size, lr, weight_decay, lr_help="initial learning rate"):
     """Adds the flags of both scripts to `parser`; the other arguments are what differs between the scripts."""
     whole, some = number(int, 0), number(int, 1)
-    positive = number(float, 0, exclusive=True)
+    rate = number(float, 0, 1e30)  # larger numbers overflow in float32 when they are multiplied
     names = architectures()
     add = parser.add_argument
     add(
@@ -81,9 +34,9 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay, lr_help="initial le
     add("--start-epoch", metavar="N", type=whole, help=help)
     help = "images per step on this node, over all its processes"
     add("-b", "--batch-size", metavar="N", default=batch_size, type=some, help=help)
-    add("--lr", "--learning-rate", metavar="LR", default=lr, type=number(float, 0), help=lr_help)
+    add("--lr", "--learning-rate", metavar="LR", default=lr, type=rate, help=lr_help)
     add("--momentum", metavar="M", default=0.9, type=number(float, 0, 1), help="momentum of the optimizer")
-    wd = {"metavar": "W", "dest": "weight_decay", "default": weight_decay, "type": number(float, 0)}
+    wd = {"metavar": "W", "dest": "weight_decay", "default": weight_decay, "type": rate}
     add("--wd", "--weight-decay", help="weight decay of the optimizer", **wd)
     add("-p", "--print-freq", metavar="N", default=10, type=some, help="steps between two log lines")
     help = "checkpoint to continue from; auto: the newest checkpoint in --output-dir, if there is one"
@@ -93,13 +46,13 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay, lr_help="initial le
     help = (
         "seconds that the start or one step may take; then the run ends and names the processes that did not respond"
     )
-    add("--timeout", metavar="S", default=600.0, type=positive, help=help)
+    add("--timeout", metavar="S", default=600.0, type=SECONDS, help=help)
     help = "resume even if a flag that changes the result differs from the checkpoint's"
     add("--force", action="store_true", help=help)
     help = "print what the run would do, up to its first step, and end without changing any file"
     add("--dry-run", action="store_true", help=help)
     help = "random seed (default: the resumed checkpoint's seed; otherwise a new one, which is printed)"
-    add("--seed", metavar="N", type=number(int, 0, 2**63 - 1), help=help)
+    add("--seed", metavar="N", type=SEED, help=help)
     add("--output-dir", metavar="DIR", default=".", help="folder for checkpoints and log.jsonl")
     help = "what to do if a training image can't be decoded: end the run, or use another image instead"
     add("--on-bad-image", choices=["stop", "skip"], default="stop", help=help)

@@ -1,5 +1,6 @@
 """Checks before any work is done: whatever does not fit ends the script with one clear line and exit code 2."""
 
+import argparse
 import os
 import re
 import secrets
@@ -9,7 +10,7 @@ from moco.batchnorm import check_splits
 from moco.engine import options_without_effect, speed_flags
 from moco.engine.checkpoint_atomic_write import TEMPORARY
 from moco.engine.checkpoint_resume import check_resume
-from moco.engine.disk_space import existing_part
+from moco.engine.command_line import output_folder
 from moco.engine.earlier_runs import move_files_of_others, new_id
 from moco.engine.launch_plan import memory, plan_launch
 from moco.engine.output_lock import holder_of, lock_output, unlock_output
@@ -132,11 +133,10 @@ def prepare_output(args, names, launch, place):
     folder = names.folder
     if not launch.has_rank_0:
         return
-    above = existing_part(folder)
-    if not os.path.isdir(above):
-        raise ValueError(f"--output-dir {folder!r} can't be made, since {above!r} is not a folder; give another")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(f"--output-dir {folder!r}: {above!r} is not writable; give another")
+    try:
+        output_folder(folder)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"--output-dir {error}") from error
     if args.dry_run:
         if holder := holder_of(names):
             print(f"note: {holder} writes into {folder!r} at the moment; without --dry-run, this run would be refused")

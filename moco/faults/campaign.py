@@ -8,14 +8,20 @@ number of steps lost and the limit for it, whether the final weights and optimiz
 a fault bit by bit, and whether no process and no temporary file was left behind.
 """
 
-import argparse
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    print("error: this program can't be started by its path; use python -m moco.faults.campaign", file=sys.stderr)
+    sys.exit(2)
+
 import os
 import random
-import sys
 import tempfile
+from difflib import SequenceMatcher
 
 import torch
 
+from moco.engine.command_line import SEED, Parser, number
 from moco.faults.internal.fault_injections import FAULTS
 from moco.faults.internal.faulty_run import SAVE_EVERY, STEPS, Workplace, steps_done
 from moco.tools import fake_imagenet
@@ -64,17 +70,33 @@ def campaign(names, seed, rounds=None):
     return wrong
 
 
+def chosen(words):
+    """The names of the faults that contain `words`, regardless of case; raises ValueError if there is none."""
+    names = [name for name in FAULTS if words.lower() in name.lower()]
+    if not names:
+
+        def similarity(name):
+            return max(SequenceMatcher(None, words.lower(), word).ratio() for word in name.lower().split())
+
+        near = "; ".join(sorted(FAULTS, key=similarity, reverse=True)[:3])
+        raise ValueError(
+            f"--only {words!r} is in no fault's name; give a part of a name; the most similar are: {near}"
+        )
+    return names
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m moco.faults.campaign",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the moments and victims (0)")
-    parser.add_argument("--rounds", type=int, help="how often to inject each fault (default: as listed)")
-    parser.add_argument("--only", metavar="WORDS", default="", help="inject only the faults whose names contain this")
+    parser = Parser(__doc__, __spec__.name)
+    add = parser.add_argument
+    add("--seed", metavar="N", type=SEED, default=0, help="random seed of the moments and victims")
+    add("--rounds", metavar="N", type=number(int, 1), help="how often to inject each fault (default: as listed)")
+    add("--only", metavar="WORDS", default="", help="inject only the faults whose names contain this")
     args = parser.parse_args(argv)
-    sys.exit(campaign([name for name in FAULTS if args.only in name], args.seed, args.rounds) > 0)
+    try:
+        names = chosen(args.only)
+    except ValueError as error:
+        parser.error(error)
+    sys.exit(campaign(names, args.seed, args.rounds) > 0)
 
 
 if __name__ == "__main__":

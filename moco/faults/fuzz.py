@@ -6,14 +6,18 @@ Each file must either be read or be refused with the documented error. Another e
 hang, or too much memory is a finding, and its file is kept.
 """
 
-import argparse
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    print("error: this program can't be started by its path; use python -m moco.faults.fuzz", file=sys.stderr)
+    sys.exit(2)
+
 import contextlib
 import io
 import multiprocessing
 import os
 import random
 import resource
-import sys
 import tempfile
 import zipfile
 from collections import Counter
@@ -26,6 +30,7 @@ from moco.data.image_decoding import decode_to_pil, decode_to_tensor
 from moco.engine.checkpoint_file_read import newest_intact, read
 from moco.engine.checkpoint_format import CheckpointError, checkpoint_of
 from moco.engine.checkpoint_resume import check_resumable, restore
+from moco.engine.command_line import SEED, Parser, number, output_folder
 from moco.engine.pretrained_backbone import backbone_for
 
 OPTIONS = {"arch": "resnet18", "seed": 1}
@@ -221,16 +226,11 @@ def fuzz(kind, files, seed, keep):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m moco.faults.fuzz",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--files", metavar="N", type=int, default=3000, help="number of files of each kind (3000)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="random seed of the mutations (0)")
-    parser.add_argument(
-        "--keep", metavar="DIR", default="findings", help="folder for the files of findings (findings)"
-    )
+    parser = Parser(__doc__, __spec__.name)
+    add = parser.add_argument
+    add("--files", metavar="N", type=number(int, 1), default=3000, help="number of files of each kind")
+    add("--seed", metavar="N", type=SEED, default=0, help="random seed of the mutations")
+    add("--keep", metavar="DIR", type=output_folder, default="findings", help="folder for the files of findings")
     args = parser.parse_args(argv)
     findings = 0
     for kind in KINDS:

@@ -6,17 +6,22 @@ It calls the two scripts as a user would, and prints each command before it runs
 or one process per GPU on at most two GPUs.
 """
 
-import argparse
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    print("error: this program can't be started by its path; use python -m moco.tools.demo", file=sys.stderr)
+    sys.exit(2)
+
 import math
 import os
 import re
 import shlex
 import subprocess
-import sys
 import tempfile
 
 import torch
 
+from moco.engine.command_line import Parser, output_folder
 from moco.tools.fake_imagenet import CLASSES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -91,10 +96,9 @@ def epoch_losses(log):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m moco.tools.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dir", help="folder to work in (default: a new temporary folder)")
+    parser = Parser(__doc__, __spec__.name)
+    help = "folder to work in (default: a new temporary folder)"
+    parser.add_argument("--dir", type=output_folder, help=help)
     args = parser.parse_args(argv)
     demo(os.path.abspath(args.dir) if args.dir else tempfile.mkdtemp(prefix="asym-siam-demo-"))
 

@@ -4,43 +4,104 @@
 
 A class is one of four shapes filled with one of three textures. Place, size, rotation, colours and the size of the
 image vary within a class, so neither colour nor position tells the class. It needs only Pillow and NumPy.
+
+A folder that is not empty is refused. But if an earlier call made it, the images of that call are replaced.
 """
 
-import argparse
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    print("error: this program can't be started by its path; use python -m moco.tools.fake_imagenet", file=sys.stderr)
+    sys.exit(2)
+
+import json
 import math
 import multiprocessing
 import os
+import shutil
 from itertools import product
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from moco.engine.command_line import PROCESSES, SEED, Parser, number, output_folder
+
 SHAPES = ("disk", "triangle", "square", "star")
 TEXTURES = ("plain", "stripes", "dots")
+SPLITS = ("train", "val")
+MOST, LARGEST = 10_000, 2048  # images per class, since their names have 4 digits; pixels of a side
+MARKER = ".fake_imagenet.json"  # the arguments of the call that wrote a folder, by which a later call recognises it
 CLASSES = tuple(f"{shape}_{texture}" for shape, texture in product(SHAPES, TEXTURES))
 
 
 def make(folder, train=60, val=20, size=160, classes=12, seed=0, workers=1):
-    """Writes the images.
+    """Writes the images, and removes those of an earlier call.
 
     Args:
         folder: is created if it is missing. train, val: images per class.
         size: mean side in pixels; sides vary by a quarter. classes: number of classes, 12 at most.
         seed: random seed; equal seeds give equal images. workers: number of processes.
+
+    Returns:
+        The number of images of an earlier call that were removed.
+
+    Raises:
+        ValueError: the folder holds something that no earlier call wrote. Nothing is changed then.
     """
+    removed = clear(folder)
+    os.makedirs(folder, exist_ok=True)
+    arguments = {"train": train, "val": val, "size": size, "classes": classes, "seed": seed}
+    with open(os.path.join(folder, MARKER), "w") as file:
+        json.dump(arguments, file)
     images = []
-    for split, count in (("train", train), ("val", val)):
-        for label, name in enumerate(CLASSES[:classes]):
-            path = os.path.join(folder, split, name)
-            os.makedirs(path, exist_ok=True)
-            for i in range(count):
-                images.append((os.path.join(path, f"{i:04d}.jpg"), name, size, (seed, split == "val", label, i)))
+    for path, files in layout(arguments).items():
+        os.makedirs(os.path.join(folder, path))
+        split, name = path.split(os.sep)
+        key = (seed, split == "val", CLASSES.index(name))
+        images += [(os.path.join(folder, path, file), name, size, (*key, i)) for i, file in enumerate(files)]
     if workers == 1:
         for image in images:
             write_image(*image)
-        return
+        return removed
     with multiprocessing.Pool(workers) as pool:
         pool.starmap(write_image, images, chunksize=8)
+    return removed
+
+
+def layout(arguments):
+    """What a call of `make` writes: a dict from each class folder, relative to its folder, to a list of file names."""
+    return {
+        os.path.join(split, name): [f"{i:04d}.jpg" for i in range(arguments[split])]
+        for split in SPLITS
+        for name in CLASSES[: arguments["classes"]]
+    }
+
+
+def clear(folder):
+    """Removes the images that an earlier call wrote into a folder; returns their number.
+
+    Raises:
+        ValueError: the folder holds anything else, which is named.
+    """
+    marker, mine = os.path.join(folder, MARKER), set()
+    if os.path.exists(marker):
+        try:
+            with open(marker) as file:
+                written = layout(json.load(file))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{marker!r} is damaged; give a new or an empty folder") from None
+        mine = {MARKER, *SPLITS, *written, *(os.path.join(path, f) for path, files in written.items() for f in files)}
+    removed = 0
+    for top, below, files in os.walk(folder):
+        for path in (os.path.join(top, name) for name in (*below, *files)):
+            if os.path.relpath(path, folder) not in mine or os.path.islink(path):
+                raise ValueError(
+                    f"{path!r} is not from an earlier call of this program; give a new or an empty folder"
+                )
+        removed += sum(file != MARKER for file in files)
+    for split in SPLITS:
+        shutil.rmtree(os.path.join(folder, split), ignore_errors=True)
+    return removed
 
 
 def write_image(path, name, size, seed):
@@ -99,23 +160,22 @@ def fill(texture, width, height, radius, colours, rng):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m moco.tools.fake_imagenet",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("dir", metavar="DIR", help="folder in which to create train/ and val/")
-    parser.add_argument("--train", metavar="N", type=int, default=60, help="training images per class (60)")
-    parser.add_argument("--val", metavar="N", type=int, default=20, help="validation images per class (20)")
-    parser.add_argument("--size", metavar="PX", type=int, default=160, help="mean side of an image in pixels (160)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="random seed of the images (0)")
-    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes that draw images (1)")
+    parser = Parser(__doc__, __spec__.name, example="fake")
+    count = number(int, 1, MOST)
+    add = parser.add_argument
+    add("dir", metavar="DIR", type=output_folder, help="folder in which to create train/ and val/")
+    add("--train", metavar="N", type=count, default=60, help="training images per class")
+    add("--val", metavar="N", type=count, default=20, help="validation images per class")
+    add("--size", metavar="PX", type=number(int, 16, LARGEST), default=160, help="mean side of an image in pixels")
+    add("--seed", metavar="N", type=SEED, default=0, help="random seed of the images")
+    add("--workers", metavar="N", type=PROCESSES, default=1, help="processes that draw images")
     args = parser.parse_args(argv)
-    if min(args.train, args.val, args.seed) < 0 or args.size < 16 or args.workers < 1:
-        parser.error(
-            "--train, --val and --seed must not be negative, --size must be 16 or more, --workers must be 1 or more"
-        )
-    make(args.dir, args.train, args.val, args.size, seed=args.seed, workers=args.workers)
+    try:
+        removed = make(args.dir, args.train, args.val, args.size, seed=args.seed, workers=args.workers)
+    except (ValueError, OSError) as error:
+        parser.error(error)
+    if removed:
+        print(f"removed {removed} images of an earlier call")
     images = (args.train + args.val) * len(CLASSES)
     print(f"{images} images of {len(CLASSES)} classes are in {args.dir}")
 

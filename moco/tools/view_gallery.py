@@ -6,7 +6,12 @@ It shows the views that a training with that seed uses for the first images of t
 of ScaleMix. With --both-paths each image has three rows: its views made by Pillow, by the device, and the difference.
 """
 
-import argparse
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    print("error: this program can't be started by its path; use python -m moco.tools.view_gallery", file=sys.stderr)
+    sys.exit(2)
+
 import os
 import textwrap
 
@@ -18,42 +23,44 @@ from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.data.sampler import EpochBatchSampler
 from moco.data.view_datasets import RandomCrops, RandomViews
+from moco.engine.command_line import SEED, Parser, number, output_file
+from moco.engine.memory_check import check_views
 from moco.views.augment_on_device import BOX, Layout
 from moco.views.normalize import MEAN, STD
 
 GAP, MARGIN = 4, 16  # pixels between views, and around the sides
 INK, PAPER, FRAME = (20, 20, 20), (255, 255, 255), (255, 230, 0)
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tiff", ".bmp", ".pdf")
+COPIES = 16  # of a view, as uint8: its floats on the device, their results, and the picture
 AMPLIFY = 16  # factor for the difference, so that one level is visible
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m moco.tools.view_gallery",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__, __spec__.name, example="--enable-multicrop /path/to/imagenet")
+    some = number(int, 1)
     parser.add_argument("dir", metavar="DIR", help="folder with train/, which has one folder per class")
     main_moco.add_designs(parser)
-    parser.add_argument(
-        "--augment-on", choices=["cpu", "device"], default="cpu", help="which path makes the views (cpu)"
-    )
-    parser.add_argument("--both-paths", action="store_true", help="show both paths and their difference")
-    parser.add_argument("--images", metavar="N", type=int, default=4, help="number of images (4)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="random seed of the training (0)")
-    parser.add_argument("--epoch", metavar="N", type=int, default=0, help="0-based epoch of the training (0)")
-    parser.add_argument("--crop-size", metavar="PX", type=int, default=224, help="side of the full-size views (224)")
-    parser.add_argument("--mini-crop-size", metavar="PX", type=int, default=96, help="side of the small views (96)")
-    parser.add_argument("--out", metavar="FILE", default="views.png", help="file to write (views.png)")
+    add = parser.add_argument
+    add("--augment-on", choices=["cpu", "device"], default="cpu", help="which path makes the views")
+    add("--both-paths", action="store_true", help="show both paths and their difference")
+    add("--images", metavar="N", type=some, default=4, help="number of images")
+    add("--seed", metavar="N", type=SEED, default=0, help="random seed of the training")
+    add("--epoch", metavar="N", type=number(int, 0), default=0, help="0-based epoch of the training")
+    add("--crop-size", metavar="PX", type=some, default=224, help="side of the full-size views")
+    add("--mini-crop-size", metavar="PX", type=some, default=96, help="side of the small views")
+    add("--out", metavar="FILE", type=output_file(*PICTURES), default="views.png", help="file to write")
     args = parser.parse_args(argv)
-    if min(args.images, args.crop_size, args.mini_crop_size) < 1 or min(args.seed, args.epoch) < 0:
-        parser.error("--images and the sizes must be positive, --seed and --epoch not negative")
     try:
+        plan = main_moco.view_plan(args)
+        check_views(plan, args.images, COPIES, "fewer --images")
         folder = ImageFolder(os.path.join(args.dir, "train"))
         if len(folder) < args.images:
-            raise OSError(f"{folder.root!r} has {len(folder)} images, fewer than --images {args.images}")
-        picture(folder, main_moco.view_plan(args), args).save(args.out)
+            raise ValueError(
+                f"{folder.root!r} has {len(folder)} images, fewer than --images {args.images}; give fewer"
+            )
+        picture(folder, plan, args).save(args.out)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.error(error)
     print(f"wrote {args.out}")
 
 

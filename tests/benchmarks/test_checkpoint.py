@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from moco.benchmarks import checkpoint
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -31,3 +33,18 @@ def test_the_benchmark_prints_its_figures(tmp_path):
     memory = int(re.search(r"^memory: (\d+) MB at most$", result.stdout, re.MULTILINE)[1])
     assert 0.5 * size < memory < 3 * size
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--repeats", "0"], "--repeats: '0' is not an integer >= 1"),
+        (["--dir", "nowhere"], "--dir: 'nowhere' is no folder; give one that exists"),
+        (["--dir", __file__], "is no folder; give one that exists"),
+        (["-a", "resnet5O"], "invalid choice: 'resnet5O'; did you mean resnet50?"),
+    ],
+)
+def test_what_it_refuses(flags, message, call, monkeypatch):
+    monkeypatch.setattr(checkpoint, "saves", lambda *_: pytest.fail("it worked"))
+    code, out, error = call(checkpoint.main, *flags)
+    assert code == 2 and not out and error.count("\n") == 1 and message in error

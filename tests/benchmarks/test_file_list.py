@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,21 @@ def test_the_benchmark_prints_its_figures():
         assert re.search(rf"^{line}: [\d.]+ s$", result.stdout, flags=re.MULTILINE)
 
 
-def test_bad_numbers_are_refused(call):
-    code, _, error = call(file_list.main, "--images", "3")
-    assert code == 2 and "--images and --files must be 1000 or more" in error
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--images", "3"], "'3' is not an integer >= 1000 and <= 10000000000"),
+        (["--images", "1e6"], "'1e6' is not an integer"),
+        (["--images", "9999999999"], "--images 9999999999 with --workers 16 needs 13,700 GB, but the memory has"),
+        (["--files", "0"], "'0' is not an integer >= 1000 and <= 10000000"),
+        (["--files", "2000"], "--files 2000 does not fit into '/tmp', which has room for 2999 files; give fewer"),
+        (["--workers", "0"], "'0' is not an integer >= 1 and <= 1024"),
+    ],
+)
+def test_numbers_that_it_refuses(flags, message, call, monkeypatch):
+    monkeypatch.setattr(file_list, "own_memory", lambda: pytest.fail("it worked"))
+    monkeypatch.setattr(file_list.tempfile, "gettempdir", lambda: "/tmp")
+    monkeypatch.setattr(file_list.os, "statvfs", lambda path: SimpleNamespace(f_favail=2999, f_files=10**6))
+    code, out, error = call(file_list.main, *flags)
+    assert code == 2 and not out and error.count("\n") == 1 and message in error

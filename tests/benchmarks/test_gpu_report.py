@@ -160,7 +160,10 @@ def test_what_it_refuses(flags, earlier, message, call_report, tmp_path):
 def test_it_refuses_a_file_as_folder_and_a_machine_without_a_gpu(call_report, tmp_path, call, monkeypatch):
     (tmp_path / "file").touch()
     code, _, error = call(gpu_report.main, "--out", tmp_path / "file")
-    assert code == 2 and "can't be used: File exists; give another folder" in error
+    assert code == 2 and "is no folder; give a folder, which may be a new one" in error
+    (tmp_path / "work").mkdir()
+    code, error = call_report({})
+    assert code == 2 and "has a folder 'work', but no report; give another" in error and (tmp_path / "work").exists()
     monkeypatch.setattr(gpu_report.torch.cuda, "is_available", lambda: False)
     code, error = call_report({})
     assert code == 2 and error.endswith("give --small to try it on the CPU\n") and error.count("\n") == 1

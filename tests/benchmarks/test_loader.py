@@ -12,6 +12,9 @@ from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.scalemix import scalemix_plan
 from moco.benchmarks import loader as bench_loader
 from moco.benchmarks.internal.original_project_loader import original_loader
+from moco.data.file_list import ImageFolder
+from moco.data.image_decoding import BadImageError
+from moco.tools import fake_imagenet
 from moco.views.augmentation_recipes import baseline_plan
 from tests import gpu_checks as checks
 
@@ -58,7 +61,42 @@ def test_a_gpus_part_is_timed_from_pinned_memory(monkeypatch):
     assert 0 < max(map(math.prod, pinned_while_timed)) < 1000  # only indices and arguments of the steps
 
 
-@pytest.mark.parametrize("flags, message", [(["--workers", "0"], "must be positive"), ([], "no folder")])
-def test_what_it_refuses(tmp_path, imagenet, flags, message, call):
-    code, _, error = call(bench_loader.main, imagenet if flags else tmp_path, *flags)
-    assert code == 2 and message in error
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--workers", "0"], "'0' is not an integer >= 1 and <= 1024"),
+        (["--seconds", "0"], "'0' is not a finite number > 0"),
+        (["--crop-size", "0"], "'0' is not an integer >= 1"),
+        (["--crop-size", "99999999", "--workers", "2"], "views of 99999999 pixels for 160 images need "),
+        (["--enable-multicrop", "--mini-crop-size", "99999999"], "or fewer --workers"),
+        (["--multicrop"], "did you mean --enable-multicrop?"),
+    ],
+)
+def test_what_it_refuses(imagenet, flags, message, call, monkeypatch):
+    monkeypatch.setattr(bench_loader, "bench", lambda *_: pytest.fail("it worked"))
+    code, out, error = call(bench_loader.main, imagenet, *flags)
+    assert code == 2 and not out and error.count("\n") == 1 and message in error
+
+
+def test_folders_that_it_refuses(tmp_path, call):
+    code, _, error = call(bench_loader.main, tmp_path)
+    assert code == 2 and error.count("\n") == 1 and "no folder" in error
+    fake_imagenet.make(tmp_path, train=1, val=1, size=16)
+    code, _, error = call(bench_loader.main, tmp_path)
+    assert code == 2 and "has 12 images, fewer than a batch of 32; give more images\n" in error
+
+
+def test_an_image_that_can_not_be_decoded_is_named(tmp_path, call):
+    fake_imagenet.make(tmp_path, train=3, val=1, size=16)
+    for path in (bad := tmp_path / "train" / "disk_dots").iterdir():
+        path.write_text("no image")
+    code, _, error = call(bench_loader.main, tmp_path, "--workers", "1", "--crop-size", "8")
+    assert code == 2 and error.count("\n") == 1
+    assert error.startswith(f"python -m moco.benchmarks.loader: error: can't decode the image '{bad}")
+    plan = baseline_plan(8)
+    with pytest.raises(BadImageError, match="can't decode the image"):  # and no hang
+        bench_loader.rate_of_loops(ImageFolder(tmp_path / "train"), plan, "floor", 0.1, 2)
+
+
+def test_a_loop_takes_an_image_at_least(imagenet):
+    assert bench_loader.rate_of_loops(ImageFolder(imagenet / "train"), baseline_plan(8), "floor", 1e-9, 1) > 0

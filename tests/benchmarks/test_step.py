@@ -94,11 +94,26 @@ def test_the_originals_step_computes_what_ours_does(world):
         (["--moco-k", "4"], "--moco-k 4 is smaller than a batch of 8"),
         (["--precision", "fp64"], "invalid choice: 'fp64'"),
         (["--seconds", "-1"], "'-1' is not a finite number >= 0"),
+        (
+            ["-b", "1"],
+            "a process's batch of 1 is too small, since batch normalisation needs at least 2 images in each",
+        ),
+        (["--crop-size", "99999999"], "pixels for 8 images need "),
+        (["--all", "--mini-crop-size", "99999999"], "or a smaller --batch-size"),
+        (["--second", "3"], "unknown flag --second; did you mean --seconds?"),
+        (["DIR"], "unrecognized arguments: DIR"),
     ],
 )
 def test_what_it_refuses(flags, message, call):
     code, _, error = call(bench_step.main, *TINY, *flags)
-    assert code == 2 and message in error
+    assert code == 2 and error.count("\n") == 1 and message in error
+
+
+def test_its_help_has_the_flags_of_both_but_no_folder(call):
+    code, out, _ = call(bench_step.main, "--help")
+    assert (
+        code == 0 and "--skip-splits" in out and "--moco-k" in out and "DIR " not in out.partition("--output-dir")[0]
+    )
 
 
 @pytest.mark.slow

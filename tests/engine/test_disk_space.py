@@ -3,17 +3,11 @@
 import torch
 
 from moco.engine import disk_space
-from moco.engine.disk_space import check_disk_space, existing_part, size_of
+from moco.engine.disk_space import check_disk_space, size_of
 
 
 def test_the_size_is_that_of_all_tensors():
     assert size_of({"a": [torch.zeros(2, 48), 3], "b": torch.zeros(2, dtype=torch.long)}) == 4 * 96 + 16
-
-
-def test_the_existing_part_of_a_path(tmp_path):
-    (tmp_path / "file").touch()
-    assert existing_part(tmp_path / "a" / "b") == str(tmp_path) == existing_part(tmp_path)
-    assert existing_part(tmp_path / "file" / "x") == str(tmp_path / "file")
 
 
 def test_a_disk_too_small_is_a_warning_at_the_start(tmp_path, monkeypatch, capsys):

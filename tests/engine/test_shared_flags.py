@@ -1,4 +1,4 @@
-"""The flags: names, defaults, numbers, the help."""
+"""The flags of both scripts: names, defaults, the help."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torchvision import models
 
 import main_lincls
 import main_moco
-from moco.engine.shared_flags import Parser, architectures, number
+from moco.engine.shared_flags import architectures
 
 SCRIPTS = {"moco": main_moco, "lincls": main_lincls}
 
@@ -33,22 +33,6 @@ def test_architectures_are_those_with_an_fc_that_return_one_tensor():
     assert has_fc_and_returns_a_tensor(models.regnet_x_400mf(), 32)
     assert has_fc_and_returns_a_tensor(models.regnet_y_400mf(), 32)
     assert architectures() == sorted(fitting + regnets)
-
-
-@pytest.mark.parametrize("kind, text", [(int, "3"), (float, "0.5"), (float, "1e-3"), (int, "0"), (float, "1")])
-def test_numbers_that_pass(kind, text):
-    assert number(kind, 0, 3)(text) == kind(text)
-
-
-@pytest.mark.parametrize("text", ["nan", "inf", "-1", "3.5", "1e400", "9" * 400, "", "x", "1.5.2"])
-def test_numbers_that_do_not(text):
-    with pytest.raises(Exception, match="is not an integer >= 0 and <= 3"):
-        number(int, 0, 3)(text)
-    if text != "3.5":
-        with pytest.raises(Exception, match="is not a finite number > 0"):
-            number(float, 0, exclusive=True)(text)
-    with pytest.raises(Exception, match="> 0"):
-        number(float, 0, exclusive=True)("0")
 
 
 DEFAULTS = {
@@ -111,11 +95,3 @@ def test_help_is_complete(script, capsys):
     assert all(action.help for action in parser._actions)
     assert all(name in text for name in architectures()) and "googlenet" not in text
     assert "None" not in text and "False" not in text and "(default: 0.9)" in text
-
-
-def test_an_error_is_said_once_a_node(monkeypatch, capsys):
-    for local_rank, lines in (("0", 1), ("1", 0)):
-        monkeypatch.setenv("LOCAL_RANK", local_rank)
-        with pytest.raises(SystemExit):
-            Parser(prog="p").error("two\nlines")
-        assert capsys.readouterr().err == "p: error: two lines\n" * lines

@@ -33,11 +33,12 @@ def refused(monkeypatch, capsys, tmp_path):
 
 
 BAD_NUMBERS = [
-    *[("--lr", x) for x in ("nan", "inf", "-1", "x")],
+    *[("--lr", x) for x in ("nan", "inf", "-inf", "-1", "x", "1e31")],
     *[("--moco-t", x) for x in ("0", "-0.2", "nan")],
     *[("--moco-m", x) for x in ("-0.1", "1.1", "nan")],
     *[("--momentum", x) for x in ("-1", "2", "inf")],
-    *[("--wd", x) for x in ("-1", "nan")],
+    *[("--wd", x) for x in ("-1", "nan", "1e31")],
+    *[("--timeout", x) for x in ("0", "1e7")],
     *[(flag, x) for flag in ("--epochs", "-b", "--moco-k", "--moco-dim", "--crop-size") for x in ("0", "-3", "1.5")],
     *[(flag, "0") for flag in ("--mini-crop-size", "--asym-bn-group", "--nproc", "--world-size", "-p")],
     *[(flag, "-1") for flag in ("-j", "--seed", "--rank", "--gpu", "--start-epoch")],
@@ -58,7 +59,7 @@ SMALL = ("-a", "resnet18", "-b", "8", "--crop-size", "32")
     [
         (("-a", "resnet19"), "invalid choice: 'resnet19'"),
         (("-a", "googlenet"), "invalid choice: 'googlenet'"),
-        (("--no-such-flag",), "unrecognized arguments: --no-such-flag"),
+        (("--no-such-flag",), "unknown flag --no-such-flag"),
         (
             ("--nproc", "3"),
             "each of the 3 processes of this node the same number of images, 2 at least; give 6",

@@ -45,3 +45,26 @@ def test_faults_are_at_least_forty_and_of_every_kind():
 @pytest.mark.parametrize("lines, done", [([], 0), (["Epoch: [0][0/4]\tTime"], 1), (["x\n", "Epoch: [2][3/4]\t"], 12)])
 def test_steps_are_read_from_the_log(lines, done):
     assert faulty_run.steps_done(type("Run", (), {"lines": lines})) == done
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            ["--only", "nosuchfault"],
+            "--only 'nosuchfault' is in no fault's name; give a part of a name; the most similar",
+        ),
+        (["--only", "JPEGs"], "; the most similar are: broken JPEG"),
+        (["--rounds", "0"], "--rounds: '0' is not an integer >= 1"),
+        (["--seed", "-1"], "--seed: '-1' is not an integer >= 0"),
+    ],
+)
+def test_what_it_refuses(flags, message, call, monkeypatch):
+    monkeypatch.setattr(campaign, "campaign", lambda *_: pytest.fail("it worked"))
+    code, out, error = call(campaign.main, *flags)
+    assert code == 2 and not out and error.count("\n") == 1 and message in error
+
+
+def test_faults_are_chosen_by_a_part_of_their_names():
+    assert campaign.chosen("") == list(fault_injections.FAULTS)
+    assert campaign.chosen("data WORKER") == ["SIGKILL of a data worker", "SIGTERM to a data worker"]

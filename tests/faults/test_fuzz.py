@@ -26,3 +26,18 @@ def test_crashes_and_other_errors_are_noticed_and_their_files_kept(tmp_path):
         reader.close()
     with pytest.raises(KeyError):
         fuzz.fuzz("no such kind", 1, 0, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--files", "-1"], "--files: '-1' is not an integer >= 1"),
+        (["--files", "0"], "--files: '0' is not an integer >= 1"),
+        (["--keep", __file__], "is no folder; give a folder, which may be a new one"),
+        (["--seed", "x"], "--seed: 'x' is not an integer >= 0"),
+    ],
+)
+def test_what_it_refuses(flags, message, call, monkeypatch):
+    monkeypatch.setattr(fuzz, "fuzz", lambda *_: pytest.fail("it worked"))
+    code, out, error = call(fuzz.main, *flags)
+    assert code == 2 and not out and error.count("\n") == 1 and message in error

@@ -21,6 +21,15 @@ def test_the_demo_runs_to_its_summary(tmp_path, capfd):
     assert {path.name for path in tmp_path.iterdir()} == files
 
 
+@pytest.mark.parametrize("place", ["file", "file/x", ""])
+def test_a_file_is_no_folder_to_work_in(place, tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(demo, "demo", lambda folder: pytest.fail("it worked"))
+    code, out, error = call(demo.main, "--dir", place)
+    assert code == 2 and not out and error.count("\n") == 1 and f"--dir: {place!r}" in error
+
+
 def test_losses_are_read_from_the_log():
     log = "x\nEpoch: [0][0/9]\tTime 1 (1)\tLoss 5.0e+00 (5.1e+00)\tAcc\nEpoch: [0][5/9]\tT\tLoss 4.0e+00 (4.5e+00)\n"
     log += "Epoch: [12][0/9]\tTime 1 (1)\tLoss 3.0e+00 (2.0e+00)\tAcc\n"

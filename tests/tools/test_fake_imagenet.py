@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from PIL import Image
 
 from moco.data.file_list import ImageFolder
@@ -46,8 +47,97 @@ def test_the_command(tmp_path, call):
     small = [tmp_path, "--train", "1", "--val", "1"]
     said = f"24 images of 12 classes are in {tmp_path}\n"
     assert call(fake_imagenet.main, *small, "--size", "32") == (0, said, "")
-    for flags in (["--size", "3"], ["--workers", "0"]):
-        code, _, error = call(fake_imagenet.main, *small, *flags)
-        assert code == 2 and "--size must be 16 or more, --workers must be 1 or more" in error
     image = Image.open(tmp_path / "val" / "star_dots" / "0000.jpg")
     assert image.mode == "RGB" and all(24 <= side <= 40 for side in image.size)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--size", "3"], "'3' is not an integer >= 16 and <= 2048"),
+        (["--workers", "0"], "'0' is not an integer >= 1 and <= 1024"),
+        (["--train", "0"], "'0' is not an integer >= 1 and <= 10000"),
+        (["--val", "0"], "'0' is not an integer >= 1 and <= 10000"),
+        (["--train", "99999"], "'99999' is not an integer >= 1 and <= 10000"),
+        (["--seed", "-1"], "'-1' is not an integer >= 0"),
+    ],
+)
+def test_numbers_that_it_refuses(flags, message, tmp_path, call):
+    code, _, error = call(fake_imagenet.main, tmp_path / "new", *flags)
+    assert code == 2 and error.count("\n") == 1 and message in error and not (tmp_path / "new").exists()
+
+
+def test_another_call_replaces_the_images_of_the_earlier_one(tmp_path, call):
+    tiny = ["--size", "16"]
+    fake_imagenet.make(tmp_path, train=3, val=2, size=16)
+    code, out, _ = call(fake_imagenet.main, tmp_path, "--train", "1", "--val", "4", *tiny, "--seed", "5")
+    assert code == 0 and out.splitlines() == [
+        "removed 60 images of an earlier call",
+        f"60 images of 12 classes are in {tmp_path}",
+    ]
+    assert [len(ImageFolder(tmp_path / split)) for split in ("train", "val")] == [12, 48]
+    fake_imagenet.make(tmp_path / "new", train=1, val=4, size=16, seed=5)
+    for split in ("train", "val"):
+        assert all(map(np.array_equal, arrays(tmp_path / split), arrays(tmp_path / "new" / split)))
+
+
+def test_fewer_classes_leave_no_empty_folder(tmp_path):
+    fake_imagenet.make(tmp_path, train=1, val=1, size=16, classes=3)
+    assert fake_imagenet.make(tmp_path, train=1, val=1, size=16, classes=2) == 6
+    assert len(ImageFolder(tmp_path / "train").classes) == 2
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "foreign", ["train/cat", "train/disk_plain/0001.jpg", "train/disk_plain/mine.jpg", "notes.txt"]
+)
+@pytest.mark.parametrize("earlier", [True, False])
+def test_what_others_made_is_kept(foreign, earlier, tmp_path, call):
+    if earlier:
+        fake_imagenet.make(tmp_path, train=1, val=1, size=16, classes=2)
+    place = tmp_path / foreign
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("mine") if place.suffix else place.mkdir()
+    before = files_of(tmp_path)
+    code, out, error = call(fake_imagenet.main, tmp_path, "--train", "1", "--val", "1")
+    named = foreign if earlier else foreign.partition("/")[0]
+    assert code == 2 and not out and error.count("\n") == 1
+    assert f"{str(tmp_path / named)!r} is not from an earlier call of this program; give a new" in error
+    assert files_of(tmp_path) == before and place.exists()
+
+
+def test_a_link_to_other_images_is_kept(tmp_path):
+    mine = tmp_path / "mine"
+    fake_imagenet.make(tmp_path / "fake", train=1, val=1, size=16)
+    (tmp_path / "fake" / "train").rename(mine)
+    (tmp_path / "fake" / "train").symlink_to(mine)
+    with pytest.raises(ValueError, match="fake/train' is not from an earlier call"):
+        fake_imagenet.make(tmp_path / "fake", train=1, val=1, size=16)
+    assert len(ImageFolder(mine)) == 12
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"train": "x", "val": 1, "classes": 2}', "\x00"])
+def test_a_damaged_record_is_refused(text, tmp_path):
+    fake_imagenet.make(tmp_path, train=1, val=1, size=16, classes=2)
+    (tmp_path / fake_imagenet.MARKER).write_text(text)
+    with pytest.raises(ValueError, match=r"fake_imagenet.json' is damaged; give a new or an empty folder"):
+        fake_imagenet.make(tmp_path, train=1, val=1, size=16)
+    assert len(ImageFolder(tmp_path / "train")) == 2
+
+
+def test_an_interrupted_call_is_recognised(tmp_path, monkeypatch):
+    drawn = []
+
+    def interrupted(path, *_):
+        drawn.append(path)
+        if len(drawn) == 5:
+            raise KeyboardInterrupt
+        open(path, "w").close()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fake_imagenet, "write_image", interrupted)
+        fake_imagenet.make(tmp_path, train=4, val=1, size=16)
+    assert fake_imagenet.make(tmp_path, train=1, val=1, size=16) == 4

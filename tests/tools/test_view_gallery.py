@@ -45,12 +45,40 @@ def test_every_design_on_every_path(imagenet, tmp_path, flags, call):
     assert (page == view_gallery.FRAME).all(2).any()  # a box of ScaleMix
 
 
-def test_what_it_refuses(imagenet, tmp_path, call):
-    for flags, message in (
-        ([str(tmp_path)], "no folder"),
-        ([str(imagenet), "--images", "97"], "fewer than --images 97"),
-        ([str(imagenet), "--images", "0"], "must be positive"),
-        ([str(imagenet), "--out", str(tmp_path / "no" / "x.png")], "No such file"),
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--images", "97"], "has 96 images, fewer than --images 97; give fewer"),
+        (["--images", "0"], "'0' is not an integer >= 1"),
+        (["--crop-size", "0"], "'0' is not an integer >= 1"),
+        (
+            ["--crop-size", "99999999"],
+            "views of 99999999 pixels for 4 images need 3,839,999,923 GB, but the memory has ",
+        ),
+        (["--enable-multicrop", "--mini-crop-size", "99999999"], "or fewer --images"),
+        (["--images", "99999999999"], "or fewer --images"),
+        (["--seed", "-1"], "'-1' is not an integer >= 0"),
+        (["--epoch", "x"], "'x' is not an integer >= 0"),
+        (["--augment-on", "gpu"], "give one of cpu, device"),
+        (["--out", "no/x.png"], "'no' is no folder; make it first"),
+        (["--out", "x.xyz"], "give a name that ends in one of .png, "),
+        (["--multicrop"], "did you mean --enable-multicrop?"),
+    ],
+)
+def test_what_it_refuses(flags, message, imagenet, call, monkeypatch):
+    monkeypatch.setattr(view_gallery, "picture", lambda *_: pytest.fail("it worked"))
+    code, out, error = call(view_gallery.main, imagenet, *flags)
+    assert code == 2 and not out and error.count("\n") == 1 and message in error
+
+
+def test_folders_that_it_refuses(tmp_path, call):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "text.jpg").write_text("no image")
+    for folder, message in (
+        ("nowhere", "no folder"),
+        (".", "can't decode the image"),
+        ("train/a/text.jpg", "no folder"),
     ):
-        code, _, error = call(view_gallery.main, *flags)
-        assert code == 2 and message in error, (flags, error)
+        code, _, error = call(view_gallery.main, tmp_path / folder, "--images", "1", "--out", tmp_path / "x.png")
+        assert code == 2 and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "x.png").exists()

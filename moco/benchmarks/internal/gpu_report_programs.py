@@ -3,13 +3,19 @@
 python -m moco.benchmarks.internal.gpu_report_programs NAME [ARGUMENT ...]
 """
 
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    name = "moco.benchmarks.internal.gpu_report_programs"
+    print(f"error: this program can't be started by its path; use python -m {name}", file=sys.stderr)
+    sys.exit(2)
+
 import json
 import os
 import platform
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 from datetime import timedelta
 from functools import partial
