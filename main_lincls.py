@@ -19,6 +19,7 @@ from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
 from moco.engine.pretrained_backbone import backbone_for
 from moco.engine.shared_flags import Parser, add_shared
+from moco.engine.size_checks import check_views
 from moco.engine.startup_checks import check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.evaluation.validation_accuracy import validate
@@ -51,6 +52,7 @@ def prepare(args, launch):
     With --evaluate, the train folder is None.
     """
     check_source(args.evaluate, args.resume, args.pretrained)
+    check_views(baseline_plan(args.crop_size).target, args.arch, args.batch_size, launch.local, args.gpu)
     args.init_lr = args.lr * args.batch_size / 256
     val = ImageFolder(os.path.join(args.data, "val"))
     names = CheckpointNames(args.output_dir, "checkpoint", numbered=False, best="model_best")

@@ -22,6 +22,7 @@ from moco.engine.checkpoint_names import CheckpointNames
 from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
 from moco.engine.shared_flags import Parser, add_shared, number
+from moco.engine.size_checks import check_views, settle_mini_size
 from moco.engine.startup_checks import check_queue, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.loader import training_loader
@@ -44,7 +45,7 @@ def build_parser():
     add_shared(parser, epochs=100, batch_size=256, lr=0.03, weight_decay=1e-4)
     some, positive = number(int, 1), number(float, 0, exclusive=True)
     add = parser.add_argument
-    add("--mini-crop-size", metavar="PX", default=96, type=some, help="side of MultiCrop's small views in pixels")
+    add("--mini-crop-size", metavar="PX", type=some, help="side of the small views (default: 96/224 of --crop-size)")
     add("--tag", default="", help="text inserted in the checkpoints' file names: checkpoint_TAG_EPOCH.pth.tar")
     add("--keep", metavar="N", type=some, help="keep only the checkpoints of the newest N epochs (default: all)")
 
@@ -70,8 +71,7 @@ def add_designs(parser):
     add("--enable-asym-bn", action="store_true", help=help)
     help = "number of batch-norm groups that AsymBN synchronises; a run has --bn-splits groups per process"
     add("--asym-bn-group", metavar="N", default=8, type=number(int, 1), help=help)
-    help = "MeanEnc: each key of the target is the mean encoding of 2 views"
-    add("--enable-mean-encoding", action="store_true", help=help)
+    add("--enable-mean-encoding", action="store_true", help="MeanEnc: each key is the mean target encoding of 2 views")
 
 
 def designs_on(args):
@@ -95,7 +95,9 @@ def prepare(args, launch):
 
 
 def check_model(args, launch):
-    """Raises ValueError if the queue or the batch-norm groups do not fit the batch, the processes or the memory."""
+    """Raises ValueError if queue, batch-norm groups or views do not fit batch, processes, memory or network."""
+    args.mini_crop_size = settle_mini_size(args.mini_crop_size, args.crop_size, args.enable_multicrop)
+    check_views(view_plan(args).views, args.arch, args.batch_size, launch.local, args.gpu)
     check_queue(args.moco_k, args.moco_dim, args.total_batch)
     check_splits(args.bn_splits, args.batch_size // launch.local)
     if args.enable_asym_bn:
@@ -160,7 +162,7 @@ def train_step(net, optimizer, scaler, views, step, precision):
     """
     with autocast(views[0][0].device, precision):
         logits, labels = net(*views, step=step)
-        loss = contrastive_loss(logits, labels)
+        loss = contrastive_loss(logits, labels, len(views[0]))
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     scaler.step(optimizer)
@@ -173,7 +175,7 @@ def noise_loss(plan, precision, net, n):
     device = next(net.parameters()).device
     views = [torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views]
     with autocast(device, precision):
-        return contrastive_loss(*net(*plan.split(views), step=0))
+        return contrastive_loss(*net(*plan.split(views), step=0), len(plan.source))
 
 
 def introduction(run, plan):

@@ -42,11 +42,13 @@ def main(argv=None):
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="random seed of the training (0)")
     parser.add_argument("--epoch", metavar="N", type=int, default=0, help="0-based epoch of the training (0)")
     parser.add_argument("--crop-size", metavar="PX", type=int, default=224, help="side of the full-size views (224)")
-    parser.add_argument("--mini-crop-size", metavar="PX", type=int, default=96, help="side of the small views (96)")
+    parser.add_argument(
+        "--mini-crop-size", metavar="PX", type=int, help="side of the small views (96/224 of --crop-size)"
+    )
     parser.add_argument("--out", metavar="FILE", default="views.png", help="file to write (views.png)")
     args = parser.parse_args(argv)
-    if min(args.images, args.crop_size, args.mini_crop_size) < 1 or min(args.seed, args.epoch) < 0:
-        parser.error("--images and the sizes must be positive, --seed and --epoch not negative")
+    if min(args.images, args.crop_size) < 1 or min(args.seed, args.epoch) < 0:
+        parser.error("--images and --crop-size must be positive, --seed and --epoch not negative")
     try:
         folder = ImageFolder(os.path.join(args.dir, "train"))
         if len(folder) < args.images:

@@ -50,6 +50,7 @@ def test_what_it_refuses(imagenet, tmp_path, call):
         ([str(tmp_path)], "no folder"),
         ([str(imagenet), "--images", "97"], "fewer than --images 97"),
         ([str(imagenet), "--images", "0"], "must be positive"),
+        ([str(imagenet), "--enable-multicrop", "--mini-crop-size", "0"], "the size of a View is 0"),
         ([str(imagenet), "--out", str(tmp_path / "no" / "x.png")], "No such file"),
     ):
         code, _, error = call(view_gallery.main, *flags)
