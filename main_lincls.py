@@ -21,6 +21,7 @@ from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
 from moco.engine.pretrained_backbone import backbone_for
 from moco.engine.shared_flags import add_shared
+from moco.engine.size_checks import check_views
 from moco.engine.startup_checks import cap_batch, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.engine.training_statistics import gradient_norm
@@ -59,6 +60,7 @@ def prepare(args, launch):
     train = None if args.evaluate else ImageFolder(os.path.join(args.data, "train"))
     if train is not None:
         cap_batch(args, launch, len(train))
+    check_views(baseline_plan(args.crop_size).target, args.arch, args.batch_size, launch.local, args.gpu)
     args.init_lr = args.lr * args.batch_size / 256
     names = CheckpointNames(args.output_dir, "checkpoint", numbered=False, best="model_best")
     build_trial = partial(build, args, len(val.classes))

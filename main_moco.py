@@ -22,6 +22,7 @@ from moco.engine.end_report import linear_classification
 from moco.engine.meters import accuracy
 from moco.engine.preemption import exit_on_signals
 from moco.engine.shared_flags import add_shared
+from moco.engine.size_checks import check_views, settle_mini_size
 from moco.engine.startup_checks import check_model, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.engine.training_statistics import LearningMonitor, contrast_figures
@@ -45,7 +46,7 @@ def build_parser():
     add_shared(parser, epochs=100, batch_size=256, lr=0.03, weight_decay=1e-4)
     some, positive = number(int, 1), number(float, 0, exclusive=True)
     add = parser.add_argument
-    add("--mini-crop-size", metavar="PX", default=96, type=some, help="side of MultiCrop's small views in pixels")
+    add("--mini-crop-size", metavar="PX", type=some, help="side of the small views (default: 96/224 of --crop-size)")
     add("--tag", default="", help="text inserted in the checkpoints' file names: checkpoint_TAG_EPOCH.pth.tar")
     add("--keep", metavar="N", type=some, help="keep only the checkpoints of the newest N epochs (default: all)")
 
@@ -71,8 +72,7 @@ def add_designs(parser):
     add("--enable-asym-bn", action="store_true", help=help)
     help = "number of batch-norm groups that AsymBN synchronises; a run has --bn-splits groups per process"
     add("--asym-bn-group", metavar="N", default=8, type=number(int, 1), help=help)
-    help = "MeanEnc: each key of the target is the mean encoding of 2 views"
-    add("--enable-mean-encoding", action="store_true", help=help)
+    add("--enable-mean-encoding", action="store_true", help="MeanEnc: each key is the mean target encoding of 2 views")
 
 
 def designs_on(args):
@@ -88,6 +88,8 @@ def main(argv=None):
 def prepare(args, launch):
     """The checks of this script; returns its CheckpointNames and the ImageFolder of the training images."""
     check_model(args, launch)
+    args.mini_crop_size = settle_mini_size(args.mini_crop_size, args.crop_size, args.enable_multicrop)
+    check_views(view_plan(args).views, args.arch, args.batch_size, launch.local, args.gpu)
     names = CheckpointNames(args.output_dir, f"checkpoint_{args.tag}", numbered=True, keep=args.keep)
     folder = ImageFolder(os.path.join(args.data, "train"))
     place = check_training(args, launch, folder, names, partial(build, args))
@@ -158,7 +160,7 @@ def train_step(net, optimizer, scaler, views, step, precision, prints=False):
     """
     with autocast(views[0][0].device, precision):
         logits, labels = net(*views, step=step)
-        loss = contrastive_loss(logits, labels)
+        loss = contrastive_loss(logits, labels, len(views[0]))
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     figures = contrast_figures(net, logits, scaler) if prints else ()
@@ -172,7 +174,7 @@ def noise_loss(plan, precision, net, n):
     device = next(net.parameters()).device
     views = [torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views]
     with autocast(device, precision):
-        return contrastive_loss(*net(*plan.split(views), step=0))
+        return contrastive_loss(*net(*plan.split(views), step=0), len(plan.source))
 
 
 def introduction(run, plan, guess):

@@ -26,7 +26,10 @@ class SplitBatchNorm(_BatchNorm):
 
     Args:
         num_features, eps, momentum: as in nn.BatchNorm.
-        splits: number of parts; each part is a contiguous range of samples.
+        splits: number of parts, 1 or more; each part is a contiguous range of samples.
+
+    Raises:
+        ValueError: `splits` is smaller than 1.
 
     Attributes:
         views: number of batches that are concatenated in the input. Each is normalised as in a forward pass of its
@@ -35,6 +38,8 @@ class SplitBatchNorm(_BatchNorm):
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, splits=1):
         super().__init__(num_features, eps, momentum)
+        if splits < 1:
+            raise ValueError(f"batch normalisation in {splits} parts is not possible; give 1 or more")
         self.splits, self.views = splits, 1
 
     def _check_input_dim(self, x):
@@ -117,9 +122,16 @@ def replace_batchnorm(module, make):
 
     Returns:
         `module`.
+
+    Raises:
+        ValueError: `module` is a batch-norm layer itself, or it contains one with options that the new ones lack.
     """
+    if isinstance(module, _BatchNorm):
+        raise ValueError(f"a {type(module).__name__} can't be replaced in place; give the module that contains it")
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
+            if any(part is None for part in (child.weight, child.bias, child.running_mean, child.momentum)):
+                raise ValueError(f"{child} can't be replaced; it must have weight, bias, running statistics, momentum")
             new = make(child.num_features, child.eps, child.momentum).to(child.weight)
             new.load_state_dict(child.state_dict())
             setattr(module, name, new.requires_grad_(child.weight.requires_grad))
@@ -129,7 +141,10 @@ def replace_batchnorm(module, make):
 
 
 def split_batchnorm(module, splits):
-    """Replaces every batch normalisation inside `module` by a SplitBatchNorm, in place; returns `module`."""
+    """Replaces every batch normalisation inside `module` by a SplitBatchNorm, in place; returns `module`.
+
+    Raises ValueError as SplitBatchNorm and `replace_batchnorm`.
+    """
     return replace_batchnorm(module, lambda *args: SplitBatchNorm(*args, splits=splits))
 
 

@@ -7,6 +7,7 @@ one call each in this file. N is the number of images on this process, B the num
 """
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,9 @@ class MoCo(nn.Module):
             that is processes times `bn_splits`.
         bn_splits: number of batch-norm groups on this process. Each group is normalised as if it had its own GPU.
 
+    Raises:
+        ValueError: an argument is out of range.
+
     Buffers: `queue` (dim x K, each column of norm 1) and `queue_ptr` (long, shape 1, the column to write next).
     """
 
@@ -52,6 +56,15 @@ class MoCo(nn.Module):
         bn_splits=1,
     ):
         super().__init__()
+        for name, value, valid, rule in (
+            ("dim", dim, dim >= 1, "1 or more"),
+            ("K", K, K >= 1, "1 or more"),
+            ("m", m, 0 <= m <= 1, "0 to 1"),
+            ("T", T, 0 < T < math.inf, "a finite number, more than 0"),
+            ("seed", seed, seed >= 0, "0 or more"),
+        ):
+            if not valid:
+                raise ValueError(f"MoCo's {name} is {value}, but must be {rule}")
         self.K, self.m, self.T, self.seed, self.bn_splits = K, m, T, seed, bn_splits
         self.step = 0  # used only if the caller gives no step; not in the state dict
 

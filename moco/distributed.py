@@ -70,12 +70,29 @@ def from_all(value):
     return values
 
 
+def needs_no_gradient(name, *tensors):
+    """Checks that nothing would be trained through `name`, an operation that returns no gradient.
+
+    Raises:
+        RuntimeError: gradients are on, and one of the tensors requires one.
+    """
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise RuntimeError(
+            f"{name} returns no gradient, so what comes before it would silently not be trained; use it only under "
+            "torch.no_grad(), as for the target, or replace it on the source by an operation with a gradient"
+        )
+
+
 def all_gather(x, group=None):
     """Concatenates `x` (n x ..., of equal shape on every rank) of all ranks of `group` along its first dimension.
 
     Returns:
         (ranks * n) x ..., without gradient.
+
+    Raises:
+        RuntimeError: `x` needs a gradient.
     """
+    needs_no_gradient("all_gather", x)
     if not is_initialized():
         return x.detach()
     out = x.new_empty((dist.get_world_size(group) * x.shape[0], *x.shape[1:]))
@@ -84,7 +101,8 @@ def all_gather(x, group=None):
 
 
 def all_sum(x):
-    """The sum of `x` over all ranks, returned on every rank; `x` itself does not change."""
+    """The sum over all ranks of `x`, which does not change; raises RuntimeError if `x` needs a gradient."""
+    needs_no_gradient("all_sum", x)
     if is_initialized():
         x = x.clone()
         dist.all_reduce(x)

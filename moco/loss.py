@@ -18,11 +18,16 @@ def contrastive_loss(logits, labels, full_views=1):
 
     Args:
         logits, labels: lists with one entry per source view, N x (1 + K) and N (long), the full-size views first.
-        full_views: the number of full-size views.
+        full_views: the number of full-size views, 1 to the number of source views.
 
     Returns:
         A scalar tensor.
+
+    Raises:
+        ValueError: `full_views` is out of range.
     """
+    if not 1 <= full_views <= len(logits):
+        raise ValueError(f"full_views is {full_views}, but must be 1 to {len(logits)}, the number of source views")
     losses = [F.cross_entropy(x, y) for x, y in zip(logits, labels, strict=True)]
     full, mini = losses[:full_views], losses[full_views:]
     loss = sum(full) / len(full)

@@ -18,13 +18,29 @@ def sgd(params, lr, momentum=0, weight_decay=0):
 
     Returns:
         A torch.optim.SGD.
+
+    Raises:
+        ValueError: as `check_options`.
     """
+    check_options(lr, momentum, weight_decay)
     optimizer = torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay, fused=True)
     for group in optimizer.param_groups:
         for p in group["params"]:
             if momentum and p.requires_grad:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
+
+
+def check_options(lr, momentum, weight_decay, trust_coefficient=0.001):
+    """Raises ValueError if an option of an optimizer is out of range, where it would train nothing, or diverge."""
+    for name, value, valid, rule in (
+        ("lr", lr, 0 <= lr < math.inf, "0 or more"),
+        ("momentum", momentum, 0 <= momentum <= 1, "0 to 1"),
+        ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "0 or more"),
+        ("trust_coefficient", trust_coefficient, 0 < trust_coefficient < math.inf, "more than 0"),
+    ):
+        if not valid:
+            raise ValueError(f"the optimizer's {name} is {value}, but must be a finite number, {rule}")
 
 
 class LARS(torch.optim.SGD):
@@ -42,9 +58,13 @@ class LARS(torch.optim.SGD):
         params: iterable of parameters or of groups.
         lr: learning rate. momentum, weight_decay: as in torch.optim.SGD.
         trust_coefficient: the ratio ||update|| / ||w|| at lr 1 and without momentum.
+
+    Raises:
+        ValueError: as `check_options`.
     """
 
     def __init__(self, params, lr, momentum=0, weight_decay=0, trust_coefficient=0.001):
+        check_options(lr, momentum, weight_decay, trust_coefficient)
         super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay)
         self.trust_coefficient = trust_coefficient
 
@@ -76,7 +96,12 @@ class LARS(torch.optim.SGD):
 
 
 def cosine_lr(base_lr, epoch, epochs):
-    """The learning rate of the 0-based `epoch`: half a cosine from base_lr to 0 over `epochs` epochs."""
+    """The learning rate of the 0-based `epoch`: half a cosine from base_lr to 0 over `epochs` epochs.
+
+    Raises ValueError if `epoch` is not within 0 to `epochs`, where the cosine would rise again.
+    """
+    if not 0 <= epoch <= epochs or epochs <= 0:
+        raise ValueError(f"epoch {epoch} is not one of {epochs} epochs, which count from 0")
     return base_lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 

@@ -3,7 +3,7 @@
 import torch
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {None: None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def tf32_flags():
@@ -17,20 +17,32 @@ def set_tf32_flags(products, convolutions):
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
 
 
+def autocast_dtype(precision):
+    """The type of autocast for one of PRECISIONS or None, None for no autocast; raises ValueError for other values."""
+    if precision not in AUTOCAST:
+        raise ValueError(f"the precision is {precision!r}, but must be None or one of {', '.join(PRECISIONS)}")
+    return AUTOCAST[precision]
+
+
 def set_precision(precision):
-    """Turns TF32 off for "fp32" and on for "tf32"; any other value, None too, keeps torch's defaults."""
+    """Turns TF32 off for "fp32" and on for "tf32"; None, "bf16" and "fp16" keep torch's defaults.
+
+    Raises ValueError for other values, as the next two functions do.
+    """
+    autocast_dtype(precision)
     if precision in ("fp32", "tf32"):
         set_tf32_flags(precision == "tf32", precision == "tf32")
 
 
 def autocast(device, precision):
     """The context for a forward pass: autocast for "bf16" and "fp16", otherwise no autocast."""
-    return torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+    dtype = autocast_dtype(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def grad_scaler(device, precision):
     """The loss scaler for "fp16"; for every other precision a scaler that does nothing."""
-    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return torch.amp.GradScaler(device.type, enabled=autocast_dtype(precision) == torch.float16)
 
 
 def at_least_fp32(x):

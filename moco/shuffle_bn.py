@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from moco.counter_based_rng import SHUFFLE, generator
-from moco.distributed import all_gather, copy_to_device, rank, world_size
+from moco.distributed import all_gather, copy_to_device, needs_no_gradient, rank, world_size
 
 
 class BatchShuffle:
@@ -41,7 +41,11 @@ class BatchShuffle:
 
         Returns:
             This rank's rows of the shuffled batch, in the shape of `x`.
+
+        Raises:
+            RuntimeError: `x` needs a gradient, which would not pass the all-to-all.
         """
+        needs_no_gradient("the shuffle over all processes", x)
         if self.order is None:
             return x
         if self.world == 1:
@@ -69,6 +73,9 @@ class BatchShuffle:
 
         Returns:
             views x B x C in the order of the global batch, the same on every rank, without gradient.
+
+        Raises:
+            RuntimeError: `k` needs a gradient.
         """
         k = all_gather(k)
         if self.order is not None:

@@ -132,3 +132,13 @@ def test_the_door():
     for splits in (1, 2):
         with pytest.raises(ValueError, match=r"batch of 1 is too small, .* 2 images .*; give a larger --batch-size"):
             check_splits(splits, 1)
+
+
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}, {"momentum": None}])
+def test_layers_that_can_not_be_replaced_are_refused(options):
+    with pytest.raises(ValueError, match=r"BatchNorm1d\(5, .* can't be replaced; it must have weight, bias, running "):
+        split_batchnorm(nn.Sequential(nn.BatchNorm1d(5, **options)), 2)
+    with pytest.raises(ValueError, match="a BatchNorm2d can't be replaced in place; give the module that contains it"):
+        split_batchnorm(nn.BatchNorm2d(5), 2)
+    with pytest.raises(ValueError, match="in 0 parts is not possible"):
+        SplitBatchNorm(5, splits=0)

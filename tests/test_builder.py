@@ -103,6 +103,24 @@ def test_state_dict_names_and_shapes():
         assert q.requires_grad and not k.requires_grad
 
 
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("dim", (0, -1)),
+        ("K", (0, -1)),
+        ("m", (-0.1, 1.1, math.nan)),
+        ("T", (0, -0.2, math.inf, math.nan)),
+        ("seed", (-1,)),
+    ],
+)
+def test_arguments_out_of_range_are_refused(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^MoCo's {name} is {value}, but must be "):
+            MoCo(TinyNet, **{"dim": DIM, "K": K, name: value})
+    with pytest.raises(ValueError, match="in 0 parts is not possible"):
+        MoCo(TinyNet, DIM, K, bn_splits=0)
+
+
 def test_queue_is_a_ring_for_a_batch_that_does_not_divide_K():
     model = MoCo(TinyNet, dim=2, K=7)
     expected, pointer = model.queue.clone(), 0

@@ -81,3 +81,12 @@ def test_alone_the_collectives_are_the_identity():
 def test_a_copy_to_the_cpu_copies_nothing():
     x = torch.zeros(2)
     assert copy_to_device(x, torch.device("cpu")) is x
+
+
+@pytest.mark.parametrize("operation", [distributed.all_gather, all_sum])
+def test_what_needs_a_gradient_is_not_detached_silently(operation):
+    x = torch.ones(2, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match=f"{operation.__name__} returns no gradient, so .* silently not be trained"):
+        operation(x)
+    with torch.no_grad():
+        operation(x)

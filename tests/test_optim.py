@@ -72,6 +72,25 @@ def test_cosine_schedule():
     assert optimizer.param_groups[0]["lr"] == 0.25
 
 
+@pytest.mark.parametrize("epoch, epochs", [(11, 10), (-1, 10), (0, 0), (math.nan, 10)])
+def test_an_epoch_beyond_the_schedule_is_refused(epoch, epochs):
+    assert cosine_lr(0.1, 10, 10) == 0
+    with pytest.raises(ValueError, match=f"epoch {epoch} is not one of {epochs} epochs"):
+        cosine_lr(0.1, epoch, epochs)
+
+
+@pytest.mark.parametrize("make", [sgd, LARS])
+def test_options_that_would_diverge_or_train_nothing_are_refused(make):
+    bad = [
+        ("momentum", 2),
+        *((name, x) for name in ("lr", "momentum", "weight_decay") for x in (-1, math.nan, math.inf)),
+    ]
+    bad += [("trust_coefficient", x) for x in (0, -1, math.nan)] if make is LARS else []
+    for name, value in bad:
+        with pytest.raises(ValueError, match=f"the optimizer's {name} is {value}, but must be a finite number, "):
+            make([torch.ones(2, requires_grad=True)], **{"lr": 0.1, name: value})
+
+
 def descend(make, momentum, skipped=()):
     """Some steps of SGD on a convolution's weight, of which a scaler skips some; the weight after each."""
     g = torch.Generator().manual_seed(0)

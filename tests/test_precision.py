@@ -41,3 +41,12 @@ def test_autocast_and_scaler(precision):
 def test_at_least_fp32():
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         assert at_least_fp32(torch.zeros(1, dtype=dtype)).dtype == expected
+
+
+def test_a_misspelt_precision_is_refused():
+    cpu = torch.device("cpu")
+    for call in (set_precision, lambda x: autocast(cpu, x), lambda x: grad_scaler(cpu, x)):
+        with pytest.raises(
+            ValueError, match="the precision is 'bf61', but must be None or one of fp32, tf32, bf16, fp16"
+        ):
+            call("bf61")

@@ -54,3 +54,10 @@ def test_alone_with_one_bn_group_nothing_is_shuffled():
     shuffle = BatchShuffle(2, 1, 0, 0)
     assert torch.equal(shuffle.shuffle(x), x)
     assert torch.equal(shuffle.gather_unshuffled(x), x.view(2, 1, 3))
+
+
+def test_what_needs_a_gradient_is_not_detached_silently():
+    x = torch.ones(2, 3, requires_grad=True)
+    for step in (BatchShuffle(2, 1, 0, 0).shuffle, BatchShuffle(2, 1, 0, 0).gather_unshuffled):
+        with pytest.raises(RuntimeError, match="returns no gradient"):
+            step(x)

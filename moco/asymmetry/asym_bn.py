@@ -7,9 +7,10 @@ The source's projector normalises each group separately.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from moco.batchnorm import SplitBatchNorm, replace_batchnorm, update_running_statistics
-from moco.distributed import all_gather, new_group, rank, world_size
+from moco.distributed import all_gather, needs_no_gradient, new_group, rank, world_size
 from moco.precision import at_least_fp32
 
 
@@ -46,10 +47,13 @@ def synchronize_projector(projector, size=None, splits=1):
         `projector`.
 
     Raises:
-        ValueError: as `check_group`.
+        ValueError: as `check_group`; or `projector` has no batch-norm layers inside.
     """
-    size = min(size or world_size() * splits, world_size() * splits)
+    groups = world_size() * splits
+    size = groups if size is None else min(size, groups)
     check_group(size, world_size(), splits)
+    if not any(isinstance(module, _BatchNorm) for module in projector.modules()):
+        raise ValueError("the projector has no batch normalisation, so AsymBN would change nothing; leave it out")
     if size <= splits:
         return replace_batchnorm(projector, lambda *args: SplitBatchNorm(*args, splits=splits // size))
     group = process_group(size // splits)
@@ -72,6 +76,7 @@ class SyncTargetBatchNorm1d(nn.BatchNorm1d):
 
     It computes what torch.nn.SyncBatchNorm computes, running statistics included, but on any device. The target gets
     no gradient, so one small gather of means and variances suffices. Every rank must hold the same number of samples.
+    In eval mode it is nn.BatchNorm1d.
 
     Args:
         group: the process group to synchronise over; None means all processes.
@@ -83,11 +88,19 @@ class SyncTargetBatchNorm1d(nn.BatchNorm1d):
         self.group = group
 
     @torch.compiler.disable  # a collective would break the compiled graph
-    @torch.no_grad()
     def forward(self, x):
-        """Normalises x, N x C; returns N x C without gradient."""
+        """Normalises x, N x C; returns N x C, without gradient in training mode.
+
+        Raises:
+            RuntimeError: in training mode, if the input or a parameter needs a gradient.
+        """
         if not self.training:
             return super().forward(x)
+        needs_no_gradient("AsymBN's SyncTargetBatchNorm1d", x, *self.parameters())
+        return self._synchronised(x)
+
+    @torch.no_grad()
+    def _synchronised(self, x):
         var, mean = torch.var_mean(at_least_fp32(x), dim=0, correction=0)
         means, variances = all_gather(torch.stack((mean, var))[None], self.group).unbind(1)  # ranks x C each
         mean = means.mean(dim=0)

@@ -36,7 +36,7 @@ from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine.command_line import PROCESSES, SECONDS, Parser, number
 from moco.engine.launch_plan import cores
-from moco.engine.memory_check import check_views
+from moco.engine.size_checks import check_memory
 from moco.loader import IN_ADVANCE, training_loader
 
 BATCH = 32  # images of one of the paper's GPUs
@@ -49,14 +49,14 @@ def main(argv=None):
     add("dir", metavar="DIR", help="folder with train/, which has one folder per class")
     main_moco.add_designs(parser)
     add("--crop-size", metavar="PX", type=side, default=224, help="side of the full-size views")
-    add("--mini-crop-size", metavar="PX", type=side, default=96, help="side of the small views")
+    add("--mini-crop-size", metavar="PX", type=side, help="side of the small views (default: 96/224 of --crop-size)")
     add("--workers", metavar="N", type=PROCESSES, default=cores(), help="number of data workers")
     add("--seconds", metavar="S", type=SECONDS, default=60, help="total measuring time")
     add("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args(argv)
     try:
         plan = main_moco.view_plan(args)
-        check_views(plan, BATCH * (IN_ADVANCE * args.workers + 1), 4, "fewer --workers")  # floats of the original
+        check_memory(plan.views, BATCH * (IN_ADVANCE * args.workers + 1), 4, "fewer --workers")  # as floats
         folder = ImageFolder(os.path.join(args.dir, "train"))
         if len(folder) < BATCH:
             raise ValueError(

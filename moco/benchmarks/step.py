@@ -41,7 +41,7 @@ from moco.engine.command_line import number
 from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.launch_plan import plan_launch
 from moco.engine.launch_processes import start_processes
-from moco.engine.memory_check import check_views
+from moco.engine.size_checks import check_memory
 from moco.engine.startup_checks import check_model
 from moco.precision import grad_scaler, set_precision, set_tf32_flags, tf32_flags
 from moco.shuffle_bn import BatchShuffle
@@ -78,7 +78,7 @@ def main(argv=None):
         for splits in {args.bn_splits, 1}:  # 1, since the cost of the groups is measured, too
             check_model(argparse.Namespace(**(vars(args) | {"bn_splits": splits})), run)
         plan = main_moco.view_plan(with_designs(args, table_rows(args)[-1]))
-        check_views(plan, args.batch_size, 4, "a smaller --batch-size")  # floats
+        check_memory(plan.views, args.batch_size, 4, "a smaller --batch-size")  # as floats
     except ValueError as error:
         parser.error(error)
     start_processes(bench, run, args, run)

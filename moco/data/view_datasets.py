@@ -20,11 +20,16 @@ class RandomDataset(Dataset):
     An item is requested by the pair (epoch, index), so that persistent data workers know the epoch.
 
     Args:
-        folder: an ImageFolder. views: tuple of View. seed: the run's seed.
+        folder: an ImageFolder. views: tuple of View. seed: the run's seed, 0 or more.
         substitutes: a Substitutes for images that can't be decoded; None lets the error through.
+
+    Raises:
+        ValueError: there are no views, or the seed is negative.
     """
 
     def __init__(self, folder, views, seed, substitutes=None):
+        if not views or seed < 0:
+            raise ValueError(f"a dataset has {len(views)} views and the seed {seed}; give 1 view and seed 0, or more")
         self.folder, self.views, self.seed, self.substitutes = folder, views, seed, substitutes
         self.ends = list(accumulate(uniforms_needed(view) for view in views))
 
@@ -120,13 +125,16 @@ class CentralViews(Dataset):
     An item, addressed by its index, is (view, label): 3 x size x size (uint8), and an int.
 
     Args:
-        folder: an ImageFolder. size: side of the crop in pixels.
+        folder: an ImageFolder. size: side of the crop in pixels, 1 or more.
 
     Raises:
+        ValueError: `size` is smaller than 1.
         OSError: on access to an image that can't be decoded, or that would have too many pixels after the resize.
     """
 
     def __init__(self, folder, size=224):
+        if size < 1:
+            raise ValueError(f"validation images of {size} px are not possible; give a size of 1 or more")
         self.folder, self.size = folder, size
 
     def __len__(self):

@@ -24,7 +24,7 @@ from moco.data.prefetch_to_device import finisher
 from moco.data.sampler import EpochBatchSampler
 from moco.data.view_datasets import RandomCrops, RandomViews
 from moco.engine.command_line import SEED, Parser, number, output_file
-from moco.engine.memory_check import check_views
+from moco.engine.size_checks import check_memory
 from moco.views.augment_on_device import BOX, Layout
 from moco.views.normalize import MEAN, STD
 
@@ -47,12 +47,12 @@ def main(argv=None):
     add("--seed", metavar="N", type=SEED, default=0, help="random seed of the training")
     add("--epoch", metavar="N", type=number(int, 0), default=0, help="0-based epoch of the training")
     add("--crop-size", metavar="PX", type=some, default=224, help="side of the full-size views")
-    add("--mini-crop-size", metavar="PX", type=some, default=96, help="side of the small views")
+    add("--mini-crop-size", metavar="PX", type=some, help="side of the small views (default: 96/224 of --crop-size)")
     add("--out", metavar="FILE", type=output_file(*PICTURES), default="views.png", help="file to write")
     args = parser.parse_args(argv)
     try:
         plan = main_moco.view_plan(args)
-        check_views(plan, args.images, COPIES, "fewer --images")
+        check_memory(plan.views, args.images, COPIES, "fewer --images")
         folder = ImageFolder(os.path.join(args.dir, "train"))
         if len(folder) < args.images:
             raise ValueError(

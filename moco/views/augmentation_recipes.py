@@ -7,8 +7,11 @@ device, can execute every plan.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
+from operator import index
 
 BASE_SCALE = (0.2, 1.0)
+LIMIT = 1000  # far beyond what leaves anything to see; up to here both back ends agree
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class View:
         mix_box: a module-level function if the view is mixed from two draws of this recipe, else None. It is called as
             `mix_box(height, width, u)` with three numbers `u`, uniform on [0, 1), and returns the box (top, left,
             bottom, right) in pixels that the second draw fills (ScaleMix).
+
+    Raises:
+        ValueError: a field is outside of its bounds, which RULES lists.
     """
 
     size: int = 224
@@ -41,6 +47,17 @@ class View:
     randaugment: bool = False
     mix_box: Callable | None = None
 
+    def __post_init__(self):
+        for name, (rule, keeps) in RULES.items():
+            value, default, cause = getattr(self, name), getattr(View, name), None
+            try:
+                valid = not isinstance(default, tuple) or (isinstance(value, tuple) and len(value) == len(default))
+                valid = valid and keeps(value, self)
+            except (TypeError, ValueError) as error:  # a value of another type, or a function with a mistake
+                valid, cause = False, error
+            if not valid:
+                raise ValueError(f"the {name} of a View is {value!r}, but must be {rule}") from cause
+
     @property
     def mixed(self):
         """Whether the view is mixed from two draws of its recipe."""
@@ -53,13 +70,60 @@ class View:
         return " ".join(steps) + (", two draws mixed" if self.mixed else "")
 
 
+def stays_inside(mix_box, size):
+    """Whether `mix_box` returns four integers within a view of `size` pixels, tried for a grid of random numbers."""
+    boxes = [mix_box(size, size, list(u)) for u in product((0.0, 0.3, 0.7, 1 - 2**-53), repeat=3)]
+    return all(len(box) == 4 and all(0 <= index(edge) <= size for edge in box) for box in boxes)
+
+
+PROBABILITY = ("a probability from 0 to 1", lambda x, _: 0 <= x <= 1)
+RULES = {  # for each field of View: its values in words, and the same as a function of the value and the View
+    "size": ("an integer, 1 or more", lambda x, _: index(x) >= 1),
+    "scale": ("a tuple (low, high) with 0 < low <= high <= 1", lambda x, _: 0 < x[0] <= x[1] <= 1),
+    "ratio": (f"a tuple (low, high) with 0 < low <= high <= {LIMIT}", lambda x, _: 0 < x[0] <= x[1] <= LIMIT),
+    "jitter": (
+        f"a tuple of four strengths from 0 to {LIMIT}, of which the hue's is at most 0.5",
+        lambda x, _: all(0 <= strength <= LIMIT for strength in x) and x[3] <= 0.5,
+    ),
+    "jitter_p": PROBABILITY,
+    "gray_p": PROBABILITY,
+    "sigma": (f"a tuple (low, high) with 0 <= low <= high <= {LIMIT}", lambda x, _: 0 <= x[0] <= x[1] <= LIMIT),
+    "blur_p": PROBABILITY,
+    "flip_p": PROBABILITY,
+    "randaugment": ("True or False", lambda x, _: isinstance(x, bool)),
+    "mix_box": (
+        "None, or a function that returns four integers (top, left, bottom, right) within the view",
+        lambda x, view: x is None or stays_inside(x, view.size),
+    ),
+}
+
+
 @dataclass(frozen=True)
 class ViewPlan:
-    """The views of an image, three tuples of View: `source` and `mini` (small views) for the source, and `target`."""
+    """The views of an image, three tuples of View: `source` and `mini` (small views) for the source, and `target`.
+
+    The views of one tuple have one size, since a network encodes them together.
+
+    Raises:
+        ValueError: one of the three is no such tuple, or there is no view for the source or the target.
+    """
 
     source: tuple
     target: tuple
     mini: tuple = ()
+
+    def __post_init__(self):
+        for name, fewest in (("source", 1), ("target", 1), ("mini", 0)):
+            views = getattr(self, name)
+            if not isinstance(views, tuple) or not all(isinstance(view, View) for view in views):
+                raise ValueError(f"the {name} of a ViewPlan is {views!r}, but must be a tuple of Views")
+            if len(views) < fewest:
+                raise ValueError(f"the {name} of a ViewPlan is empty, but must have a View")
+            if len(sizes := {view.size: None for view in views}) > 1:
+                sizes = " and ".join(map(str, sizes))
+                raise ValueError(
+                    f"the {name} of a ViewPlan has views of {sizes} px, but all of them must have one size"
+                )
 
     @property
     def views(self):

@@ -78,29 +78,35 @@ def hue(x, turn):
     return away.mul_(s).neg_().add_(1).mul_(high).add_(0.5).floor_()
 
 
-def box_kernel(sigma):
+def box_kernel(sigma, side):
     """The kernel of one of the three box blurs with which Pillow approximates a Gaussian.
 
     Args:
-        sigma: N, standard deviation of the Gaussian in pixels; below 2.4.
+        sigma: N, standard deviation of the Gaussian in pixels, on the CPU.
+        side: the longer side of the images in pixels.
 
     Returns:
-        N x 5; all weights are equal, except the outermost ones, which are smaller.
+        N x (2 r + 1); all weights are equal, except the outermost ones. The reach r is 2 if no sigma exceeds 2.4;
+        otherwise it follows from the largest sigma, and it never reaches farther than across the image.
     """
     variance = sigma.square() / 3
     whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))
-    taps = torch.arange(-2, 3, device=sigma.device).abs()  # distance of each tap from the centre
+    reach = max(2, min(int(max(whole.tolist(), default=0)) + 1, side - 1))
+    taps = torch.arange(-reach, reach + 1, device=sigma.device).abs()  # distance of each tap from the centre
     weight = torch.where(taps <= whole[:, None], 1.0, torch.where(taps == whole[:, None] + 1, part[:, None], 0.0))
+    # Pixels that are farther away repeat the edge of the image, so the outermost taps stand for all of them.
+    weight[:, [0, -1]] += torch.where(whole >= reach, whole - reach + part, 0.0)[:, None]
     return weight / (2 * (whole + part) + 1)[:, None]
 
 
 def gaussian_blur(x, box):
-    """Pillow's GaussianBlur: three rounded box blurs in each direction. `box`: N x 5, as `box_kernel` returns it."""
+    """Pillow's GaussianBlur: three rounded box blurs in each direction. `box`: as `box_kernel` returns it."""
     n, _, height, width = x.shape
-    box = box.repeat_interleave(3, dim=0, output_size=3 * n)  # 3n x 5
+    r = box.shape[1] // 2
+    box = box.repeat_interleave(3, dim=0, output_size=3 * n)  # 3n x (2 r + 1)
     x = x.reshape(1, 3 * n, height, width)
-    for weight, reach in ((box[:, None, None], (2, 2, 0, 0)), (box[:, None, :, None], (0, 0, 2, 2))):
+    for weight, reach in ((box[:, None, None], (r, r, 0, 0)), (box[:, None, :, None], (0, 0, r, r))):
         for _ in range(3):
             x = F.conv2d(F.pad(x, reach, mode="replicate"), weight, groups=3 * n).add_(0.5).floor_()
     return x.view(n, 3, height, width)

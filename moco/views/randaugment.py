@@ -41,7 +41,7 @@ ARGUMENTS = {
     "Equalize": None,
     "Invert": None,
     "Rotate": signed(30.0),  # degrees
-    "Posterize": lambda f, sign: int(4 * f),  # bits kept
+    "Posterize": lambda f, sign: min(8, int(4 * f)),  # bits kept, which Pillow accepts up to 8
     "Solarize": lambda f, sign: min(256, int(256 * f)),  # threshold
     "SolarizeAdd": lambda f, sign: min(128, int(110 * f)),  # added to values below 128
     "Color": enhance,

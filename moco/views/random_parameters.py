@@ -120,8 +120,8 @@ def draw_crop(width, height, scale, ratio, u):
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return Crop(int(y * (height - h + 1)), int(x * (width - w + 1)), h, w)
-    w = min(width, round(height * ratio[1]))
-    h = min(height, round(width / ratio[0]))
+    w = min(width, max(1, round(height * ratio[1])))  # at least one pixel, whatever the image and the ratio
+    h = min(height, max(1, round(width / ratio[0])))
     return Crop((height - h) // 2, (width - w) // 2, h, w)
 
 

@@ -57,8 +57,8 @@ def row_of(draw):
         i = JITTER.index(name)
         row[ORDER.start + place] = i
         row[FACTORS.start + i] = factor
-    for column, operation in zip(OPERATIONS, draw.operations, strict=False):
-        argument = 0.0 if operation.argument is None else operation.argument
+    for place, operation in enumerate(draw.operations):
+        column, argument = OPERATIONS[place], 0.0 if operation.argument is None else operation.argument
         row[column : column + 3] = NAMES.index(operation.name), argument, operation.bicubic
     return [*row, *(draw.box or (0, 0, 0, 0))]
 
@@ -86,7 +86,7 @@ def steps_of(rows, height, width):
         A list of Step; those of the colour jitter have consecutive images if the rows are sorted as by `order_of`.
     """
     blur = _step(ops.gaussian_blur, rows[:, SIGMA] > 0)
-    blur = blur._replace(arguments=ops.box_kernel(rows[blur.images, SIGMA]))
+    blur = blur._replace(arguments=ops.box_kernel(rows[blur.images, SIGMA], max(height, width)))
     steps = [*_jitter(rows), _step(ops.gray, rows[:, GRAY] > 0), blur, _step(ops.flip, rows[:, FLIP] > 0)]
     for column in OPERATIONS:
         steps += _randaugment(rows[:, column : column + 3], height, width)

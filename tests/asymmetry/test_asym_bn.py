@@ -69,7 +69,7 @@ def test_a_group_counts_bn_groups_across_processes_or_within_one(world, splits, 
 
 
 def test_of_one_process_is_plain_bn_and_eval_uses_the_running_statistics():
-    sync, plain = randomised(SyncTargetBatchNorm1d(C)), randomised(nn.BatchNorm1d(C))
+    sync, plain = randomised(SyncTargetBatchNorm1d(C)).requires_grad_(False), randomised(nn.BatchNorm1d(C))
     x = inputs(1, 0).float()
     torch.testing.assert_close(sync(x), plain(x))
     torch.testing.assert_close(sync.eval()(x), plain.eval()(x))
@@ -96,10 +96,36 @@ def test_a_group_must_divide_the_devices():
         check_group(6, 3, 4)
 
 
+def test_a_projector_in_which_asym_bn_would_change_nothing_is_refused():
+    with pytest.raises(ValueError, match="the projector has no batch normalisation, so AsymBN would change nothing"):
+        synchronize_projector(nn.Sequential(nn.Linear(3, 3)))
+    with pytest.raises(ValueError, match="a BatchNorm1d can't be replaced in place"):
+        synchronize_projector(nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match="--asym-bn-group 0 must divide 4"):
+        synchronize_projector(nn.Sequential(nn.BatchNorm1d(3)), 0, splits=4)
+
+
+def test_on_the_source_it_stops_instead_of_detaching_the_backbone():
+    source = nn.Sequential(nn.Linear(4, C), SyncTargetBatchNorm1d(C))
+    x = torch.randn(6, 4)
+    with pytest.raises(
+        RuntimeError, match=r"AsymBN's SyncTargetBatchNorm1d returns no gradient, so .* not be trained"
+    ):
+        source(x)
+    with torch.no_grad():
+        assert not source(x).requires_grad  # as the target runs
+    source[0].requires_grad_(False)
+    with pytest.raises(RuntimeError, match="returns no gradient"):  # its own parameters would not be trained
+        source(x)
+    assert source.requires_grad_(True).eval()(x).requires_grad
+    assert not source.requires_grad_(False).train()(x).requires_grad
+
+
 def both_kinds_on_one_gpu():
     """Two processes share the device, so the group is gloo's."""
     rank, outputs = dist.get_rank(), []
     kinds = [randomised(SyncTargetBatchNorm1d(C)).cuda(), randomised(nn.SyncBatchNorm(C)).cuda()]
+    kinds[0].requires_grad_(False)
     for step in range(STEPS):
         x = inputs(2, step)[rank * N : (rank + 1) * N].float().cuda()
         outputs.append([bn(x).detach().cpu() for bn in kinds])

@@ -6,7 +6,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from moco.data.file_list import ImageFolder
-from moco.data.view_datasets import CentralViews
+from moco.data.view_datasets import CentralViews, RandomCrops, RandomViews
+from moco.views.augmentation_recipes import View
 
 
 @pytest.mark.parametrize("size", [224, 32])
@@ -29,3 +30,12 @@ def test_an_image_too_long_to_be_resized_is_refused(tmp_path):
     ):
         CentralViews(folder, 224)[0]
     assert CentralViews(folder, 224)[1][0].shape == (3, 224, 224)
+
+
+def test_what_no_dataset_can_have():
+    with pytest.raises(ValueError, match="images of 0 px are not possible"):
+        CentralViews([], 0)
+    for kind in (RandomViews, RandomCrops):
+        for views, seed in (((), 0), ((View(8),), -1)):
+            with pytest.raises(ValueError, match=f"a dataset has {len(views)} views and the seed {seed}"):
+                kind([], views, seed)

@@ -56,7 +56,7 @@ DEFAULTS = {
 }
 MOCO_DEFAULTS = {
     **{"epochs": 100, "batch_size": 256, "lr": 0.03, "weight_decay": 1e-4, "moco_dim": 128, "moco_k": 65536},
-    **{"moco_m": 0.999, "moco_t": 0.2, "tag": "", "mini_crop_size": 96, "asym_bn_group": 8},
+    **{"moco_m": 0.999, "moco_t": 0.2, "tag": "", "mini_crop_size": None, "asym_bn_group": 8},
     "bn_splits": 1,
 }
 LINCLS_DEFAULTS = {

@@ -53,7 +53,7 @@ def test_every_design_on_every_path(imagenet, tmp_path, flags, call):
         (["--crop-size", "0"], "'0' is not an integer >= 1"),
         (
             ["--crop-size", "99999999"],
-            "views of 99999999 pixels for 4 images need 3,839,999,923 GB, but the memory has ",
+            "views of 99999999 pixels for 4 images need 3,839,999,923.2 GB, but there are ",
         ),
         (["--enable-multicrop", "--mini-crop-size", "99999999"], "or fewer --images"),
         (["--images", "99999999999"], "or fewer --images"),

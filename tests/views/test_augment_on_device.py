@@ -1,10 +1,13 @@
 """The tensor path against the PIL path: each operation, whole recipes, distributions; the same draws for both."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.mean_encoding import mean_encoding_plan
@@ -15,6 +18,7 @@ from moco.views.augment_on_device import Layout, apply, apply_recipes, crop_resi
 from moco.views.augment_with_pillow import apply_recipe, render
 from moco.views.augmentation_recipes import View, baseline_plan
 from moco.views.normalize import STD, normalize_images
+from moco.views.pillow_ops_as_tensors import box_kernel, gaussian_blur
 from moco.views.randaugment import ARGUMENTS, NAMES, Operation
 from moco.views.random_parameters import JITTER, Crop, Draw, draw_view, uniforms_needed
 from moco.views.steps_on_device import GEOMETRIC, row_of, steps_of
@@ -70,6 +74,25 @@ def test_every_operation_is_pillows(device):
     print("\n" + f"{'mean difference, levels':24s}" + "".join(f"{key:>12s}" for key in IMAGES), *table, sep="\n")
 
 
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 5), (16, 3), (40, 64)])
+def test_a_blur_of_any_width_is_pillows(height, width):
+    sigmas = [0.01, 1.9, 2.4, 2.45, 2.5, 3, 5, 10, 31, 50, 1000]
+    for image in (photograph(width, height), hard_cases(width, height)["stripes"]):
+        x = TF.pil_to_tensor(image).float().repeat(len(sigmas), 1, 1, 1)
+        expected = [TF.pil_to_tensor(image.filter(ImageFilter.GaussianBlur(sigma))) for sigma in sigmas]
+        result = gaussian_blur(x, box_kernel(torch.tensor(sigmas), max(height, width)))
+        assert (result - torch.stack(expected)).abs().max() <= 1
+
+
+def test_the_blur_of_the_recipes_keeps_its_five_taps():
+    assert box_kernel(torch.tensor([0.1, 2.0]), 224).shape == (2, 5) and box_kernel(torch.empty(0), 224).shape == (
+        0,
+        5,
+    )
+    assert box_kernel(torch.tensor([2.0, 3.0]), 224).shape == (2, 7)
+    assert box_kernel(torch.tensor([1000.0]), 224).shape == (1, 2 * 223 + 1)  # no memory for taps outside the image
+
+
 def test_crops_are_pillows():
     image = photograph(301, 199, seed=4)
     pixels = TF.pil_to_tensor(image).permute(1, 2, 0).contiguous()
@@ -109,7 +132,9 @@ def plans():
     base = baseline_plan(48)
     every = mean_encoding_plan(asym_aug_plan(scalemix_plan(multicrop_plan(base, 24))))
     named = {"baseline": base, "multicrop": multicrop_plan(base, 24), "scalemix": scalemix_plan(base)}
-    return named | {"asym_aug": asym_aug_plan(base), "mean_encoding": mean_encoding_plan(base), "all": every}
+    named |= {"asym_aug": asym_aug_plan(base), "mean_encoding": mean_encoding_plan(base), "all": every}
+    mixed, small = (View(size, mix_box=mix_box) for size in (48, 24))
+    return named | {"every view is mixed": replace(base, source=(mixed,), target=(mixed,), mini=(small,))}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -136,7 +161,7 @@ def statistics(x):
 def test_both_paths_have_the_same_distribution(view):
     """Over thousands of draws, not the same ones, on several images: each statistic within its sampling error."""
     images = [photograph(60, 45, seed=s) for s in range(3)]
-    plan = baseline_plan(24).__class__(source=(view,), target=())
+    plan = SimpleNamespace(views=(view,))
     ours = statistics(both_paths(plan, images, 700, seed=1)[0][0])
     theirs = statistics(both_paths(plan, images, 700, seed=2)[1][0])
     error = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()

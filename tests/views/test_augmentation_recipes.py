@@ -1,12 +1,16 @@
-"""The designs as functions from plan to plan."""
+"""The bounds of a recipe, and the designs as functions from plan to plan."""
 
+import math
+from dataclasses import fields
 from itertools import permutations
+
+import pytest
 
 from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import multicrop_plan
 from moco.asymmetry.scalemix import mix_box, scalemix_plan
-from moco.views.augmentation_recipes import View, baseline_plan
+from moco.views.augmentation_recipes import RULES, View, ViewPlan, baseline_plan
 
 DESIGNS = [multicrop_plan, scalemix_plan, asym_aug_plan, mean_encoding_plan]
 
@@ -17,6 +21,7 @@ def test_each_design_changes_its_own_side():
     multicrop = multicrop_plan(base)
     assert multicrop.source == multicrop.target == (View(224, (0.14, 1.0)),)
     assert multicrop.mini == (View(96, (0.05, 0.14)),) * 6
+    assert [multicrop_plan(baseline_plan(size)).mini[0].size for size in (32, 112, 1)] == [14, 48, 1]
     mixed = scalemix_plan(base)
     assert mixed.source == (View(mix_box=mix_box),) and mixed.target == base.target
     asym = asym_aug_plan(base)
@@ -45,3 +50,70 @@ def test_the_words_tell_every_design_apart():
     assert len(lines) == 5
     for line in lines:
         assert line.startswith("source: ") and " | target: " in line and "\n" not in line
+
+
+def constant(*box):
+    """A mix_box that always returns the same box."""
+    return lambda height, width, u: box
+
+
+NAN, INF = math.nan, math.inf
+BAD_FIELDS = {  # of a view of 24 px
+    "size": [0, -3, 24.0, "24", None],
+    "scale": [(0.2, 1.5), (1.0, 0.2), (0.0, 1.0), (-1, 1), (NAN, 1), (0.2, NAN), [0.2, 1.0], 0.5, (0.1, 0.2, 1)],
+    "ratio": [(0, 1), (4 / 3, 3 / 4), (-1, 1), (1, INF), (1, 1001), (1,), None],
+    "jitter": [
+        (*(0.4,) * 3, 0.6),
+        (*(0.4,) * 3, -0.1),
+        (-0.4, 0, 0, 0),
+        (0, NAN, 0, 0),
+        (1001, 0, 0, 0),
+        (0, 0, 0),
+        0.4,
+    ],
+    **{name: [-0.1, 1.5, 50, NAN, None] for name in ("jitter_p", "gray_p", "blur_p", "flip_p")},
+    "sigma": [(-1, 1), (2.0, 0.1), (NAN, 1), (0, INF), (1, 1001), 1.0, ["0", "1"]],
+    "randaugment": [9, "no", None],
+    "mix_box": [True, constant(-3, -3, 5, 5), constant(5, 5, 25, 9), constant(1.5, 1, 5, 5), constant(1, 2, 3)],
+}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in BAD_FIELDS.items() for value in values])
+def test_a_field_out_of_bounds_is_refused_where_the_view_is_made(name, value):
+    with pytest.raises(ValueError, match=f"^the {name} of a View is .*, but must be ") as error:
+        View(**{"size": 24, name: value})
+    assert repr(value) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_box_that_leaves_the_view_for_some_numbers_only_is_refused():
+    for box in (lambda h, w, u: (0, 0, round((1 + u[0]) * h), w), lambda h, w, u: (0, int(-5 * u[2]), h, w)):
+        with pytest.raises(ValueError, match="the mix_box of a View is "):
+            View(24, mix_box=box)
+    with pytest.raises(ValueError, match="the mix_box of a View is ") as error:
+        View(mix_box=lambda height, width: (0, 0, 1, 1))
+    assert isinstance(error.value.__cause__, TypeError)  # which says what is wrong with the function
+
+
+def test_every_field_has_a_rule_and_the_bounds_themselves_are_allowed():
+    assert set(RULES) == {field.name for field in fields(View)} == set(BAD_FIELDS)
+    View(
+        1, (1e-9, 1), (1000, 1000), (1000, 1000, 1000, 0.5), 0, 1, (0, 1000), 0, 1, True, lambda h, w, u: (0, 0, h, w)
+    )
+    View(jitter=(0, 0, 0, 0), mix_box=constant(5, 5, 3, 3))  # an empty box
+
+
+@pytest.mark.parametrize(
+    "sides, message",
+    [
+        ((View(), (View(),)), "the source of a ViewPlan is View"),
+        (((View(),), [View()]), "the target of a ViewPlan is "),
+        (((View(),), (224,)), r"the target of a ViewPlan is \(224,\), but must be a tuple of Views"),
+        (((), (View(),)), "the source of a ViewPlan is empty"),
+        (((View(),), ()), "the target of a ViewPlan is empty"),
+        (((View(32), View(24)), (View(),)), "the source of a ViewPlan has views of 32 and 24 px"),
+        (((View(),), (View(),), (View(9), View(8))), "the mini of a ViewPlan has views of 9 and 8 px"),
+    ],
+)
+def test_a_plan_whose_views_can_not_be_encoded_together_is_refused(sides, message):
+    with pytest.raises(ValueError, match=message):
+        ViewPlan(*sides)

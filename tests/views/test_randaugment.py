@@ -17,6 +17,10 @@ def applied(name, argument, image, bicubic=False):
     return np.asarray(apply_on_pil(Operation(name, argument, bicubic), image)).astype(int)
 
 
+def test_posterize_keeps_at_most_the_bits_that_there_are():
+    assert [ARGUMENTS["Posterize"](m / 10, 1) for m in (5, 10, 20, 30)] == [2, 4, 8, 8]
+
+
 @pytest.mark.parametrize("name", IMAGES)
 class TestValues:
     """Operations on the values alone, by their formulas."""

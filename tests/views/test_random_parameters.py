@@ -50,6 +50,12 @@ def test_crops_are_those_of_random_resized_crop(width, height, scale):
     assert all(c.left >= 0 and c.left + c.width <= width and c.width > 0 for c in ours)
 
 
+@pytest.mark.parametrize("ratio, width, height", [((10, 20), 3, 500), ((0.01, 0.02), 500, 3), ((1000, 1000), 40, 40)])
+def test_a_crop_has_a_pixel_whatever_its_ratio(ratio, width, height):
+    for draw in draws(View(ratio=ratio), width, height, n=50):
+        assert 1 <= draw.crop.height <= height and 1 <= draw.crop.width <= width
+
+
 def test_jitter_is_that_of_color_jitter():
     torch.manual_seed(0)
     jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)
