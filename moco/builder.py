@@ -40,6 +40,9 @@ class MoCo(nn.Module):
     Raises:
         ValueError: an argument is out of range.
 
+    Attributes:
+        q: the queries of the first view in the last step, N x dim, without gradient; the log shows their spread.
+
     Buffers: `queue` (dim x K, each column of norm 1) and `queue_ptr` (long, shape 1, the column to write next).
     """
 
