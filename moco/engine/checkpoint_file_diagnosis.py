@@ -32,9 +32,8 @@ def missing(path):
     folder, name = os.path.split(path)
     if os.path.isdir(path):
         files = sorted(file for file in _names_in(path) if ".pth" in file)
-        return f"the checkpoint {path!r} is a folder; give a file" + (
-            f", such as {files[-1]!r} in it" if files else ""
-        )
+        example = f", such as {files[-1]!r} in it" if files else ""
+        return f"the checkpoint {path!r} is a folder; give a file{example}"
     if os.path.exists(path):
         return f"the checkpoint {path!r} is not a regular file"
     if os.path.islink(path):
@@ -65,7 +64,8 @@ def unreadable(path, error):
         return f"the checkpoint {path!r} is an empty file"
     zipped = head.startswith(b"PK\3\4")
     ended = isinstance(error, EOFError) or "unexpected EOF" in str(error)
-    if not zipfile.is_zipfile(path) if zipped else MAGIC in head[:32] and ended:
+    # The directory of a zip archive is at its end. Older files are no archives, so torch finds their end too early.
+    if (zipped and not zipfile.is_zipfile(path)) or (MAGIC in head[:32] and ended):
         return f"the checkpoint {path!r} is cut short: not all of it was written, copied or downloaded"
     if kind := _kind_of_zip(path) if zipped else _kind(head, size):
         return f"{path!r} is not a checkpoint but {kind}"
