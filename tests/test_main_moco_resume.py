@@ -88,7 +88,7 @@ def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(im
     (tmp_path / "checkpoint__0007.pth.tar").write_bytes(data[:1000])
     (tmp_path / "checkpoint_other_0009.pth.tar").write_bytes(b"of another --tag")
     log = run(*shorter)
-    assert re.search(r"warning: can't read the checkpoint '.*0007.*'.*; it is skipped", log)
+    assert re.search(r"warning: the checkpoint '.*0007.*' is cut short.*; it is skipped", log)
     assert re.search(r"warning: the checkpoint '.*0003.*' is damaged .*; it is skipped", log)
     assert "3 of 4 epochs are done" in log and "0009" not in log
     again = torch.load(newest, weights_only=True)["state_dict"]

@@ -22,11 +22,11 @@ import torch
 
 import main_moco
 from moco.benchmarks.internal.measuring import peak_resident
+from moco.engine.architectures import architectures
 from moco.engine.checkpoint_background_writer import BackgroundWriter
 from moco.engine.checkpoint_format import checkpoint_of
 from moco.engine.command_line import Parser, number, writable_folder
 from moco.engine.disk_space import size_of
-from moco.engine.shared_flags import architectures
 
 
 def saves(arch, folder, repeats):

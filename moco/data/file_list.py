@@ -1,18 +1,26 @@
 """The list of a folder's image files and their labels, kept in a few arrays."""
 
+import json
 import os
 import time
+from collections import Counter
 
 import numpy as np
 
 from moco.data import file_list_cache
+from moco.data.folder_walk import enclosing_folders, missing_target, scan, walk
 from moco.data.image_decoding import decode_to_pil, decode_to_tensor
+from moco.data.passed_over_files import BROKEN, HIDDEN, OUTSIDE, PassedOver, extension, plural
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision
+# The extensions of image_decoding.FORMATS in lower case, without .pfm, whose values are floats that are refused.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".jpe", ".jfif")
+EXTENSIONS += (".apng", ".pbm", ".pnm")
 
 
 class ImageFolder:
     """The images of `root/CLASS/**`, in the order and with the labels of torchvision's ImageFolder.
+
+    Hidden files and folders are passed over. Symbolic links are followed.
 
     The list is kept in three arrays instead of Python objects. With Python objects, each data worker would update
     reference counts, and thereby copy the memory that it shares with the others (PyTorch issue 13246).
@@ -21,23 +29,25 @@ class ImageFolder:
         root: the folder.
         classes: sorted names of the class folders.
         labels: int32, for each image an index into `classes`.
+        passed_over: a PassedOver, the numbers of what is not listed.
 
     Raises:
         FileNotFoundError: `root` is missing or has no class folders, or a class has no image.
-        OSError: a folder can't be read.
+        OSError: `root` is a file, a folder can't be read, or a symbolic link leads back to a folder that contains it.
     """
 
     def __init__(self, root):
         self.root = os.fspath(root)
-        if not os.path.isdir(self.root):
-            raise FileNotFoundError(f"no folder {self.root!r}; it must hold one folder of images per class")
-        arrays = file_list_cache.load(self.root)
+        check_root(self.root)
+        arrays, folders, started = file_list_cache.load(self.root), None, time.time_ns()
         if arrays is None:
-            started = time.time_ns()
             arrays, folders = list_images(self.root)
-            file_list_cache.store(self.root, arrays, folders, started)
         self.classes = [os.fsdecode(name) for name in arrays["classes"].tobytes().split(b"\0")]
         self._paths, self._ends, self.labels = arrays["paths"], arrays["ends"], arrays["labels"]
+        self.passed_over = PassedOver(*json.loads(arrays["passed_over"].tobytes()))
+        # The target of a broken link may come back, and no folder that was visited would show it.
+        if folders and not self.passed_over.broken_links:
+            file_list_cache.store(self.root, arrays, folders, started)
 
     def __len__(self):
         return len(self.labels)
@@ -55,62 +65,111 @@ class ImageFolder:
         """Decodes image `index` to H x W x 3, uint8, the pixels of `load`; raises the errors of `decode_to_tensor`."""
         return decode_to_tensor(self.path(index))
 
+    def summary(self):
+        """One line for the start of a run: how many images of how many classes are listed, and what is passed over."""
+        line = f"images: {len(self)} of {plural(len(self.classes), 'class', 'es')} in {self.root!r}"
+        return line + self.passed_over.clause()
+
+
+def check_root(root, holds="one folder of images per class"):
+    """Raises an OSError that says what is wrong if `root` is no folder; `holds` says what it must hold."""
+    if os.path.isdir(root):
+        return
+    if os.path.exists(root):
+        raise NotADirectoryError(f"{root!r} is a file; it must be a folder that holds {holds}")
+    if os.path.islink(root):
+        raise FileNotFoundError(missing_target(root))
+    data, name = os.path.split(root)
+    if name not in ("train", "val"):
+        raise FileNotFoundError(f"no folder {root!r}; it must hold {holds}")
+    data = data or "."
+    check_root(data, "the folders train and val")
+    names = sorted(os.listdir(data))
+    found = ", ".join(map(repr, names[:3])) + f" and {len(names) - 3} more" * (len(names) > 3)
+    raise FileNotFoundError(
+        f"no folder {root!r}; {data!r} must hold the folders train and val, but holds {found or 'nothing'}"
+    )
+
 
 def list_images(root):
-    """Walks the class folders of `root` and lists their images.
+    """Lists the images in the class folders of `root`.
 
     Returns:
         arrays: a dict of `paths` (uint8, all paths relative to `root`, concatenated), `ends` (int64, length n + 1: 0,
-            then the offset at which each path ends), `labels` (int32) and `classes` (uint8, the names separated by
-            zero bytes).
+            then the offset at which each path ends), `labels` (int32), `classes` (uint8, the names separated by zero
+            bytes) and `passed_over` (uint8, the values of a PassedOver as JSON).
         folders: for the cache, a list of (folder relative to `root`, its state before it was listed).
 
     Raises:
         FileNotFoundError: there are no class folders, or a class has no image.
+        OSError: a folder can't be read, or a symbolic link leads back to a folder that contains it.
     """
     folders = [(b".", file_list_cache.state_of(root, b"."))]
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    if not classes:
-        raise FileNotFoundError(f"no class folders in {root!r}; it must hold one folder of images per class")
+    top = scan(root)
+    check_top(root, top)
+    passed_over = Counter({HIDDEN: top.hidden, OUTSIDE: len(top.files)})
+    above, classes = enclosing_folders(root), sorted(top.folders)
     paths, ends, labels = bytearray(), [0], []
     for label, name in enumerate(classes):
-        before = len(labels)
-        for folder, _, files in sorted(walk(os.path.join(root, name), root, folders)):
-            prefix = os.path.relpath(folder, root)
-            for file in sorted(files):
-                if file.lower().endswith(EXTENSIONS):
-                    paths += os.fsencode(os.path.join(prefix, file))
-                    ends.append(len(paths))
-                    labels.append(label)
-        if len(labels) == before:
+        images, not_listed = images_of(walk(root, name, top.folders[name], above, folders))
+        if not images:
             raise FileNotFoundError(
                 f"no images in {os.path.join(root, name)!r}; remove it or add some ({', '.join(EXTENSIONS)})"
+                + PassedOver.of(not_listed).clause()
             )
+        for path in images:
+            paths += os.fsencode(path)
+            ends.append(len(paths))
+        labels += [label] * len(images)
+        passed_over += not_listed
     arrays = {
         "paths": np.frombuffer(bytes(paths), dtype=np.uint8),
         "ends": np.array(ends, dtype=np.int64),
         "labels": np.array(labels, dtype=np.int32),
         "classes": np.frombuffer(b"\0".join(map(os.fsencode, classes)), dtype=np.uint8),
+        "passed_over": np.frombuffer(json.dumps(PassedOver.of(passed_over)).encode(), dtype=np.uint8),
     }
     return arrays, folders
 
 
-def walk(top, root, folders):
-    """Walks the tree below `top` as os.walk does, following links, and appends each folder's state to `folders`.
+def check_top(root, top):
+    """Raises FileNotFoundError if `root`, with the Content `top`, has no class folders or may have lost one."""
+    if top.broken:
+        raise FileNotFoundError(missing_target(os.path.join(root, min(top.broken))))
+    if top.folders:
+        return
+    images = sum(map(is_image, top.files))
+    if images:
+        raise FileNotFoundError(
+            f"{root!r} holds {plural(images, 'image')} but no class folders; move all images into a folder of their "
+            f"own, such as {os.path.join(root, 'all')!r}"
+        )
+    passed_over = PassedOver.of({HIDDEN: top.hidden, OUTSIDE: len(top.files)})
+    raise FileNotFoundError(
+        f"no class folders in {root!r}; it must hold one folder of images per class{passed_over.clause()}"
+    )
 
-    The state is read before the folder is listed, so a change in between is noticed later.
+
+def images_of(contents):
+    """The images of one class.
+
+    Args:
+        contents: iterable of (folder, Content), as `walk` yields them.
+
+    Returns:
+        The paths of the images in torchvision's order, and what is passed over: a Counter for `PassedOver.of`.
     """
+    images, passed_over = [], Counter()
+    for folder, content in sorted(contents):
+        passed_over += Counter({HIDDEN: content.hidden, BROKEN: len(content.broken)})
+        for file in sorted(content.files):
+            if is_image(file):
+                images.append(os.path.join(folder, file))
+            else:
+                passed_over[extension(file)] += 1
+    return images, passed_over
 
-    def note(folder):
-        name = os.fsencode(os.path.relpath(folder, root))
-        folders.append((name, file_list_cache.state_of(root, name)))
 
-    note(top)
-
-    def stop(error):
-        raise error  # by default os.walk skips a folder that can't be read
-
-    for folder, below, files in os.walk(top, onerror=stop, followlinks=True):
-        for name in below:
-            note(os.path.join(folder, name))
-        yield folder, below, files
+def is_image(file):
+    """Whether the name of a file has the extension of an image."""
+    return file.lower().endswith(EXTENSIONS)

@@ -14,7 +14,7 @@ import tempfile
 import numpy as np
 
 DIGEST_BYTES = 32
-FORMAT = b"1"  # version of the arrays; a cache of another version has another file name
+FORMAT = b"2"  # version of the arrays and of what is listed; a cache of another version has another file name
 SETTLED = 2.0  # seconds; a second change within this time may get the time stamp of the first
 
 
@@ -81,12 +81,16 @@ def store(root, arrays, folders, started):
 
 
 def state_of(root, name):
-    """Numbers that change whenever the folder's content changes: modification time, change time and inode.
+    """The `state` of a folder; `name`, in bytes, is its path relative to `root`."""
+    return state(os.stat(os.path.join(os.fsencode(root), name)))
+
+
+def state(status):
+    """Numbers that change whenever a folder's content changes: modification time, change time and inode.
 
     The times are in nanoseconds. The change time matters because programs can't set it back.
 
     Args:
-        name: the folder relative to `root`, as bytes.
+        status: the folder's os.stat_result.
     """
-    stat = os.stat(os.path.join(os.fsencode(root), name))
-    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino

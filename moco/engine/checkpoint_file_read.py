@@ -2,12 +2,14 @@
 
 import io
 import os
+import warnings
 import zipfile
 
 import torch
 import torch.distributed as dist
 
 from moco.distributed import collective_device, is_initialized, rank
+from moco.engine.checkpoint_file_diagnosis import SAVE_TENSORS, missing, unreadable
 from moco.engine.checkpoint_format import CheckpointError, progress_of, run_of
 from moco.pipe_safe_print import first_line
 
@@ -22,16 +24,19 @@ def read(path, check=True):
         CheckpointError: the file is missing, unreadable or damaged, or its content is no checkpoint.
     """
     if not os.path.isfile(path):
-        raise CheckpointError(f"no checkpoint {path!r}")
+        raise CheckpointError(missing(path))
     if check:
         check_intact(path)
     try:
         mmap = not check and zipfile.is_zipfile(path)  # files of old torch releases can't be mapped
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about files that it then refuses
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        raise CheckpointError(f"can't read the checkpoint {path!r}: {first_line(error)}") from error
+        raise CheckpointError(unreadable(path, error)) from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"the checkpoint {path!r} holds a {type(checkpoint).__name__}, not a dict")
+        kind = type(checkpoint).__name__
+        raise CheckpointError(f"the checkpoint {path!r} holds a {kind}, not a dict; {SAVE_TENSORS}")
     for key, part in (("state_dict", checkpoint.get("state_dict", {})), ("options", checkpoint.get("options", {}))):
         if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
             raise CheckpointError(f"the checkpoint {path!r} has a {key!r} that is not a dict with names as keys")

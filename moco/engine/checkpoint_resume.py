@@ -83,6 +83,15 @@ def check_resumable(checkpoint, path, model, optimizer, options, force=False):
     if checkpoint["arch"] != options["arch"]:
         raise CheckpointError(f"the checkpoint {path!r} is of --arch {checkpoint['arch']}, not {options['arch']}")
     saved, wanted = checkpoint["state_dict"], state_dict_of(model)
+    if PREFIX + "queue" in saved.keys() - wanted.keys():
+        raise CheckpointError(
+            f"the checkpoint {path!r} is one of pretraining; main_moco.py resumes it, and main_lincls.py takes it as "
+            "--pretrained"
+        )
+    if "best_acc1" in checkpoint and PREFIX + "queue" in wanted:
+        raise CheckpointError(
+            f"the checkpoint {path!r} is one of linear classification; only main_lincls.py can resume it"
+        )
     for name in sorted(saved.keys() ^ wanted.keys()):
         what = f"lacks the tensor {name}" if name in wanted else f"has the tensor {name}, which this model lacks"
         raise CheckpointError(f"the checkpoint {path!r} {what}; was it written by this script?")

@@ -1,7 +1,10 @@
 """--pretrained: takes the source encoder's backbone out of any MoCo-style checkpoint."""
 
+import functools
+
 import torch
 
+from moco.engine.architectures import architectures, meta_network
 from moco.engine.checkpoint_format import PREFIX, CheckpointError
 
 
@@ -23,7 +26,8 @@ def backbone_of(checkpoint, path):
     tensors = {n: t for n, t in state.items() if isinstance(n, str) and isinstance(t, torch.Tensor)}
     state = {n.removeprefix(PREFIX): t for n, t in tensors.items()}
     if not state:
-        raise CheckpointError(f"the checkpoint {path!r} holds no tensors")
+        keys = ", ".join(f"{key!r:.40}" for key in list(checkpoint)[:5]) or "none"
+        raise CheckpointError(f"the checkpoint {path!r} holds no tensors under 'state_dict'; its keys are {keys}")
     if any(name.startswith("encoder_q.") for name in state):
         state = {n.removeprefix("encoder_q."): t for n, t in state.items() if n.startswith("encoder_q.")}
     return {n: t for n, t in state.items() if not n.startswith("fc.")}
@@ -43,18 +47,47 @@ def backbone_for(model, checkpoint, path, arch):
         CheckpointError: a tensor is missing, has another shape, or does not belong to this architecture.
     """
     backbone = backbone_of(checkpoint, path)
-    wanted = {n: t for n, t in model.state_dict().items() if not n.startswith("fc.")}
-    hint = f"; is it of --arch {arch}?"
-    if not wanted.keys() & backbone.keys():
-        raise CheckpointError(f"the checkpoint {path!r} matches no tensor of the backbone{hint}")
-    for name in sorted(wanted.keys() - backbone.keys()):
+    if difference := misfit(backbone, shapes_of(model)):
+        found = architecture_of(checkpoint, backbone)
+        if found is None:
+            raise CheckpointError(f"the checkpoint {path!r} {difference}; is it of --arch {arch}?")
+        if found == arch:
+            raise CheckpointError(f"the checkpoint {path!r} of --arch {arch} {difference}")
+        if found in architectures():
+            raise CheckpointError(f"the checkpoint {path!r} is of --arch {found}, not {arch}; give --arch {found}")
+        raise CheckpointError(f"the checkpoint {path!r} is of the architecture {found!r:.40}, not of {arch}")
+    return backbone
+
+
+def shapes_of(model):
+    """The shapes of all tensors of a network except those of `fc`, by name."""
+    return {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("fc.")}
+
+
+def misfit(backbone, shapes):
+    """How a dict of tensors, `backbone`, differs from the `shapes_of` a network, in words; None if it fits."""
+    if not shapes.keys() & backbone.keys():
+        return "matches no tensor of the backbone"
+    for name in sorted(shapes.keys() - backbone.keys()):
         # Files of very old torch releases lack the counters of batch normalisation, which have no effect here.
         if not name.endswith("num_batches_tracked"):
-            raise CheckpointError(f"the checkpoint {path!r} lacks the backbone's {name}{hint}")
+            return f"lacks the backbone's {name}"
     for name, tensor in backbone.items():
-        if name not in wanted:
-            raise CheckpointError(f"the checkpoint {path!r} has {name}, which the backbone lacks{hint}")
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{tuple(tensor.shape)}, the backbone {tuple(wanted[name].shape)}"
-            raise CheckpointError(f"the checkpoint {path!r} has {name} of shape {shapes}{hint}")
-    return backbone
+        if name not in shapes:
+            return f"has {name}, which the backbone lacks"
+        if tensor.shape != shapes[name]:
+            return f"has {name} of shape {tuple(tensor.shape)}, the backbone {tuple(shapes[name])}"
+    return None
+
+
+def architecture_of(checkpoint, backbone):
+    """The architecture that a checkpoint names, or the one for --arch whose tensors it has; None if there is none."""
+    if isinstance(checkpoint.get("arch"), str):
+        return checkpoint["arch"]
+    return next((name for name in architectures() if not misfit(backbone, shapes_of_architecture(name))), None)
+
+
+@functools.cache
+def shapes_of_architecture(name):
+    """`shapes_of` the network of that name, which is built without memory for its parameters."""
+    return shapes_of(meta_network(name))

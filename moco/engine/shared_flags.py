@@ -1,18 +1,8 @@
 """The command-line flags that both scripts share."""
 
-from torchvision import models
-
 from moco.engine import speed_flags
+from moco.engine.architectures import architectures
 from moco.engine.command_line import SECONDS, SEED, number
-
-# The families of torchvision whose classifier is a Linear `fc`, and which return one tensor in training mode.
-ARCH_MODULES = (models.resnet, models.regnet, models.shufflenetv2)
-
-
-def architectures():
-    """The sorted names for --arch."""
-    modules = {module.__name__ for module in ARCH_MODULES}
-    return [name for name in models.list_models(models) if models.get_model_builder(name).__module__ in modules]
 
 
 def add_shared(parser, epochs, batch_size, lr, weight_decay, lr_help="initial learning rate"):

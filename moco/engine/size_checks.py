@@ -3,10 +3,9 @@
 import math
 
 import torch
-from torch.overrides import TorchFunctionMode
-from torchvision import models
 
 from moco.asymmetry.multicrop import mini_size_for
+from moco.engine.architectures import meta_network
 from moco.engine.launch_plan import memory
 
 PROBE = 256  # side in pixels of the input by which a total stride is measured, which can't be larger
@@ -77,17 +76,6 @@ def process_memory(processes, gpu=None):
     return memory() // processes
 
 
-class _WithoutMemory(TorchFunctionMode):
-    """Puts what torch.empty allocates on the meta device.
-
-    torch.device("meta") as a context would do so for every function. torchvision's RegNets can't be built in it, since
-    they compute their widths by tensors.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        return function(*args, **{**(kwargs or {}), **({"device": "meta"} if function is torch.empty else {})})
-
-
 def total_stride(arch):
     """How many pixels of the input, per side, become one pixel of the last convolution's output.
 
@@ -96,8 +84,7 @@ def total_stride(arch):
     Args:
         arch: the name of a network of torchvision.
     """
-    with _WithoutMemory():
-        network = models.get_model(arch).to("meta").eval()
+    network = meta_network(arch).eval()
     sides = [PROBE]
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):

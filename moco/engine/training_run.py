@@ -113,7 +113,7 @@ class Run:
             folder: the ImageFolder that the run reads. lines: of the script.
         """
         if rank() == 0:
-            for line in (folder, *lines):
+            for line in (folder.summary(), *lines):
                 print(line)
             startup_report.report(self.args, self.launch, self.device, self.place, self.workers)
 

@@ -1,12 +1,16 @@
 """The list of image files, against torchvision's ImageFolder."""
 
 import os
+import re
+import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
-from moco.data.file_list import ImageFolder
+from moco.data.file_list import EXTENSIONS, ImageFolder
+from moco.data.image_decoding import FORMATS
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -35,24 +39,115 @@ def test_folder_is_a_few_arrays(imagenet):
     assert all(len(value) <= max(len(folder.root), len(folder.classes)) for value in others)
 
 
+def test_the_extensions_are_those_that_pillow_knows_for_the_formats_that_are_read():
+    Image.init()
+    known = {extension for extension, kind in Image.registered_extensions().items() if kind in FORMATS}
+    assert known - {".pfm"} == set(EXTENSIONS) and len(set(EXTENSIONS)) == len(EXTENSIONS)
+
+
+def test_every_listed_format_can_be_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    for extension in EXTENSIONS:
+        Image.new("RGB", (9, 7)).convert("1" if extension == ".pbm" else "RGB").save(tmp_path / "a" / f"x{extension}")
+    folder = ImageFolder(tmp_path)
+    assert len(folder) == len(EXTENSIONS)
+    assert all(folder.load(i).size == (9, 7) for i in range(len(folder)))
+
+
+def files(*names):
+    """A function that creates empty files below a folder."""
+
+    def make(root):
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(b"")
+
+    return make
+
+
+EXTENSIONS_IN_WORDS = re.escape(f"({', '.join(EXTENSIONS)})")
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda root: None, "no folder"),
-        (lambda root: root.mkdir(), "no class folders"),
-        (lambda root: (root / "cat").mkdir(parents=True), "no images in .*cat"),
+        (files(), "no folder 'ROOT'; 'DATA' must hold the folders train and val, but holds nothing$"),
+        (
+            lambda root: files("dog/1.jpg", "cat/1.jpg", "emu/1.jpg", "asp/1.jpg")(root.parent),
+            "no folder 'ROOT'; 'DATA' must hold the folders train and val, but holds 'asp', 'cat', 'dog' and 1 more$",
+        ),
+        (lambda root: root.parent.rmdir(), "no folder 'DATA'; it must hold the folders train and val$"),
+        (
+            lambda root: (root.parent.rmdir(), root.parent.write_text("")),
+            "'DATA' is a file; it must be a folder that holds the folders train and val$",
+        ),
+        (
+            lambda root: root.write_text(""),
+            "'ROOT' is a file; it must be a folder that holds one folder of images per class$",
+        ),
+        (
+            lambda root: root.symlink_to("/unmounted"),
+            "the link 'ROOT' leads to '/unmounted', which is missing; restore it, or remove the link$",
+        ),
+        (lambda root: root.mkdir(), "no class folders in 'ROOT'; it must hold one folder of images per class$"),
+        (
+            files(".git/x", "notes.txt"),
+            "no class folders in 'ROOT'; it must hold one folder of images per class; "
+            "passed over: 1 file outside the class folders, 1 hidden$",
+        ),
+        (
+            files("1.jpg", "2.GIF", "notes.txt"),
+            "'ROOT' holds 2 images but no class folders; "
+            "move all images into a folder of their own, such as 'ROOT/all'$",
+        ),
+        (
+            lambda root: (root / "cat").mkdir(parents=True),
+            f"no images in 'ROOT/cat'; remove it or add some {EXTENSIONS_IN_WORDS}$",
+        ),
+        (
+            files("cat/1.heic", "dog/1.jpg", "dog/2.txt"),
+            f"no images in 'ROOT/cat'; remove it or add some {EXTENSIONS_IN_WORDS}; "
+            r"passed over: 1 file with another extension \(\.heic\)$",
+        ),
     ],
 )
 def test_folders_that_can_not_serve(tmp_path, make, message):
-    make(tmp_path / "train")
-    with pytest.raises(FileNotFoundError, match=message):
-        ImageFolder(tmp_path / "train")
+    root = tmp_path / "data" / "train"
+    root.parent.mkdir()
+    make(root)
+    message = message.replace("ROOT", re.escape(str(root))).replace("DATA", re.escape(str(root.parent)))
+    with pytest.raises(OSError, match=f"^{message}"):
+        ImageFolder(root)
+
+
+def test_a_folder_that_is_not_of_a_script_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*x'; it must hold one folder of images per class$"):
+        ImageFolder(tmp_path / "x")
 
 
 def test_a_folder_that_can_not_be_read_is_not_passed_over(data, monkeypatch):
-    def walk(top, onerror, followlinks):
-        onerror(PermissionError(13, "Permission denied", os.path.join(top, "deep")))
+    scandir = os.scandir
 
-    monkeypatch.setattr(os, "walk", walk)
-    with pytest.raises(PermissionError, match="deep"):
+    def refuse(path):
+        if os.fspath(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError, match="deep"):
+        patch.setattr(os, "scandir", refuse)
         ImageFolder(data)
+
+
+def test_the_summary_counts_what_is_listed_and_what_is_not(tmp_path):
+    files("cat/1.jpg")(tmp_path / "one")
+    assert ImageFolder(tmp_path / "one").summary() == f"images: 1 of 1 class in {str(tmp_path / 'one')!r}"
+    root = tmp_path / "two"
+    files("cat/1.jpg", "cat/1.txt", "cat/deep/2.TXT", "dog/3.jpg", "dog/3.xml", "labels.csv", ".x", "dog/.y")(root)
+    for folder, _, _ in os.walk(root):
+        os.utime(folder, (time.time() - 100,) * 2)
+    line = (
+        f"images: 2 of 2 classes in {str(root)!r}; passed over: "
+        "3 files with other extensions (.txt, .xml), 1 file outside the class folders, 2 hidden"
+    )
+    listed, cached = ImageFolder(root), ImageFolder(root)
+    assert listed.summary() == cached.summary() == line and listed.passed_over == cached.passed_over

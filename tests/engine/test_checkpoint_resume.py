@@ -81,6 +81,10 @@ def test_a_resume_that_does_not_fit_is_refused(saved):
     fewer = {**saved, "state_dict": without(saved["state_dict"], "module.queue")}
     with pytest.raises(CheckpointError, match=r"lacks the tensor module\.queue"):
         check(fewer)
+    with pytest.raises(CheckpointError, match=r"is one of linear classification; only main_lincls\.py can resume it"):
+        check({**saved, "best_acc1": 1.0})
+    with pytest.raises(CheckpointError, match=r"is one of pretraining; main_moco\.py resumes it"):
+        check_resumable(saved, "c.pth", torch.nn.Linear(2, 2), None, OPTIONS)
     for broken in ({}, {"state": {}, "param_groups": [{"params": [0]}]}):
         with pytest.raises(CheckpointError, match="optimizer state"):
             check({**saved, "optimizer": broken})

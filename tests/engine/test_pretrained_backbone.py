@@ -4,8 +4,9 @@ import pytest
 import torch
 from torchvision import models
 
+from moco.engine.architectures import architectures
 from moco.engine.checkpoint_format import CheckpointError
-from moco.engine.pretrained_backbone import backbone_for
+from moco.engine.pretrained_backbone import architecture_of, backbone_for, shapes_of, shapes_of_architecture
 from tests.engine.test_checkpoint_format import moco, stepped
 
 
@@ -45,20 +46,41 @@ def test_a_backbone_is_found_in_any_moco_style_file(saved):
 
 def test_a_backbone_that_does_not_fit_is_refused(saved):
     bare = backbone_files(saved)["a bare backbone"]
+    networks = {arch: models.get_model(arch) for arch in ("resnet18", "resnet34")}
+    before = {n: t.clone() for n, t in networks["resnet18"].state_dict().items()}
 
     def refused(content, match, arch="resnet18"):
-        model = models.get_model(arch)
-        before = {n: t.clone() for n, t in model.state_dict().items()}
         with pytest.raises(CheckpointError, match=match):
-            backbone_for(model, content, "c.pth", arch)
-        assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+            backbone_for(networks[arch], content, "c.pth", arch)
 
+    refused({}, "holds no tensors under 'state_dict'; its keys are none$")
     refused({"state_dict": {}}, "holds no tensors")
-    refused({"epoch": 3}, "holds no tensors")
-    refused({"something.weight": torch.zeros(1)}, "matches no tensor")
+    refused({"epoch": 3, "model": {"conv1.weight": torch.zeros(1)}}, "no tensors .* its keys are 'epoch', 'model'$")
+    refused({"something.weight": torch.zeros(1)}, r"matches no tensor of the backbone; is it of --arch resnet18\?$")
     refused({n: t for n, t in bare.items() if n != "layer3.0.conv1.weight"}, r"lacks the backbone's layer3\.0\.conv1")
-    # Every tensor of ResNet-18 fits into a ResNet-34, and the other way round some are left over.
-    refused(bare, r"lacks the backbone's layer1\.2.*--arch resnet34", arch="resnet34")
-    refused(models.resnet34().state_dict(), r"has layer1\.2\..*, which the backbone lacks")
-    refused(models.resnet50().state_dict(), "resnet18")
+    refused({**bare, "layer5.weight": torch.zeros(1)}, r"has layer5\.weight, which the backbone lacks; is it of")
     refused({**bare, "conv1.weight": torch.zeros(64, 1, 7, 7)}, r"conv1\.weight of shape \(64, 1, 7, 7\)")
+    # Every tensor of ResNet-18 fits into a ResNet-34, and the other way round some are left over.
+    refused(bare, "is of --arch resnet18, not resnet34; give --arch resnet18$", arch="resnet34")
+    refused(networks["resnet34"].state_dict(), "is of --arch resnet34, not resnet18")
+    refused({"state_dict": bare, "arch": "resnet18"}, "is of --arch resnet18, not resnet34", arch="resnet34")
+    refused(
+        {"state_dict": bare, "arch": "vit\n"}, r"is of the architecture 'vit\\n', not of resnet34$", arch="resnet34"
+    )
+    refused(
+        {"state_dict": {"conv1.weight": bare["conv1.weight"]}, "arch": "resnet18"},
+        r"'c\.pth' of --arch resnet18 lacks the backbone's bn1\.bias$",
+    )
+    assert all(torch.equal(before[n], t) for n, t in networks["resnet18"].state_dict().items())
+
+
+def test_every_architecture_is_recognised_by_its_tensors():
+    fits = {name: shapes_of_architecture(name) for name in architectures()}
+    assert "regnet_y_400mf" in fits and "resnet50" in fits
+    for name in architectures():
+        old = {
+            n: torch.empty(s, device="meta") for n, s in fits[name].items() if not n.endswith("num_batches_tracked")
+        }
+        assert architecture_of({"state_dict": old}, old) == name
+    assert shapes_of(models.get_model("regnet_y_400mf")) == fits["regnet_y_400mf"]
+    assert architecture_of({}, {"conv1.weight": torch.zeros(1)}) is None

@@ -113,7 +113,7 @@ def test_folders_and_files_that_can_not_serve(refused, imagenet, tmp_path):
     (tmp_path / "file").write_text("")
     assert "can't be made" in refused("moco", imagenet, *SMALL, "--output-dir", tmp_path / "file" / "out")
     torch.save(models.resnet34().state_dict(), tmp_path / "resnet34.pth")
-    assert "which the backbone lacks" in refused("lincls", imagenet, *SMALL, "--pretrained", "resnet34.pth")
+    assert "is of --arch resnet34, not resnet18" in refused("lincls", imagenet, *SMALL, "--pretrained", "resnet34.pth")
     assert "has no 'epoch'" in refused("moco", imagenet, *SMALL, "--resume", "resnet34.pth")
     for odd in ({"state_dict": [1]}, {"state_dict": {0: torch.zeros(1)}}, {"options": [1]}, {0: torch.zeros(1)}):
         torch.save(odd, tmp_path / "odd.pth")

@@ -1,0 +1,59 @@
+"""What a list of images passes over, counted by reason, and in words."""
+
+import os
+from collections import Counter
+from typing import NamedTuple
+
+HIDDEN, OUTSIDE, BROKEN = "hidden", "outside", "broken"  # reasons; any other reason is an extension
+NAMED = 3  # number of extensions that are named
+
+
+class PassedOver(NamedTuple):
+    """How many files and folders are not listed, by reason.
+
+    Attributes:
+        other_extensions: files in class folders with other extensions than those of images.
+        commonest: list of the commonest of these extensions, in lower case with their dot; "none" stands for none.
+        outside: files directly in the root, outside the class folders.
+        hidden: hidden files and folders; a folder counts as one, whatever it holds.
+        broken_links: symbolic links whose target is missing.
+    """
+
+    other_extensions: int
+    commonest: list[str]
+    outside: int
+    hidden: int
+    broken_links: int
+
+    @classmethod
+    def of(cls, counts):
+        """Makes it of a dict from reason to number; a reason is HIDDEN, OUTSIDE, BROKEN or an `extension`."""
+        others = Counter({reason: n for reason, n in counts.items() if reason not in (HIDDEN, OUTSIDE, BROKEN)})
+        commonest = [name or "none" for name, _ in others.most_common(NAMED)]
+        return cls(others.total(), commonest, *(counts.get(reason, 0) for reason in (OUTSIDE, HIDDEN, BROKEN)))
+
+    def clause(self):
+        """The end of a sentence, such as "; passed over: 3 files with other extensions (.txt, .xml), 2 hidden".
+
+        It is empty if nothing was passed over.
+        """
+        names = ", ".join(name if name.isprintable() else ascii(name) for name in self.commonest)
+        other = "another extension" if self.other_extensions == 1 else "other extensions"
+        reasons = (
+            (self.other_extensions, f"{plural(self.other_extensions, 'file')} with {other} ({names})"),
+            (self.outside, f"{plural(self.outside, 'file')} outside the class folders"),
+            (self.hidden, f"{self.hidden} hidden"),
+            (self.broken_links, plural(self.broken_links, "broken link")),
+        )
+        words = ", ".join(text for n, text in reasons if n)
+        return words and f"; passed over: {words}"
+
+
+def extension(file):
+    """The extension of a file name in lower case, with its dot; "" if it has none."""
+    return os.path.splitext(file)[1].lower()
+
+
+def plural(n, noun, ending="s"):
+    """The number and the noun, such as "1 file" and "2 files"."""
+    return f"{n} {noun}{ending if n != 1 else ''}"
