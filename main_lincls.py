@@ -1,6 +1,11 @@
 #!/usr/bin/env python
 """Linear classification: trains a new classifier `fc` on the frozen backbone that main_moco.py has pretrained."""
 
+if __name__ == "__main__":
+    from moco.engine.early_signals import exit_on_signals
+
+    exit_on_signals()  # before the imports that take seconds
+
 import os
 from functools import partial
 
@@ -16,7 +21,6 @@ from moco.engine.checkpoint_file_read import read, read_on_all_ranks
 from moco.engine.checkpoint_names import CheckpointNames
 from moco.engine.checkpoint_resume import check_resume
 from moco.engine.meters import accuracy
-from moco.engine.preemption import exit_on_signals
 from moco.engine.pretrained_backbone import backbone_for
 from moco.engine.shared_flags import Parser, add_shared
 from moco.engine.startup_checks import check_training, parse_and_check, prepare_output
@@ -184,5 +188,4 @@ def check_frozen(frozen, model):
 
 
 if __name__ == "__main__":
-    exit_on_signals()
     main()

@@ -2,6 +2,11 @@
 """Pretraining: MoCo v2 and the five asymmetric designs of "On the Importance of Asymmetry for Siamese Representation
 Learning" (arXiv 2204.00613). Each design is an --enable flag; all of them can be combined."""
 
+if __name__ == "__main__":
+    from moco.engine.early_signals import exit_on_signals
+
+    exit_on_signals()  # before the imports that take seconds
+
 import math
 import os
 from functools import partial
@@ -20,7 +25,6 @@ from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine.checkpoint_names import CheckpointNames
 from moco.engine.meters import accuracy
-from moco.engine.preemption import exit_on_signals
 from moco.engine.shared_flags import Parser, add_shared, number
 from moco.engine.startup_checks import check_queue, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
@@ -187,5 +191,4 @@ def introduction(run, plan):
 
 
 if __name__ == "__main__":
-    exit_on_signals()
     main()

@@ -17,6 +17,7 @@ import argparse
 import fnmatch
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -26,7 +27,8 @@ import torch
 from moco.benchmarks.internal.gpu_report_job import Job, PartFailed, PartSkipped, TimeOver
 from moco.benchmarks.internal.gpu_report_parts import PARTS, PROGRAMS
 from moco.benchmarks.internal.gpu_report_tables import markdown
-from moco.engine.preemption import exit_on_signals
+from moco.data.worker_processes import STOP_SIGNALS
+from moco.engine.early_signals import EXIT_CODE
 from moco.engine.shared_flags import Parser, number
 from moco.pipe_safe_print import first_line, say
 
@@ -171,5 +173,6 @@ def write(out, report):
 
 
 if __name__ == "__main__":
-    exit_on_signals()
+    for stop in STOP_SIGNALS:  # an orderly exit, which ends the programs that this one has started
+        signal.signal(stop, lambda *_: sys.exit(EXIT_CODE))
     main()
