@@ -4,9 +4,9 @@ This module imports nothing slow, so the scripts call `exit_on_signals` before t
 """
 
 import contextlib
-import multiprocessing
 import os
 import signal
+import sys
 
 from moco.data.worker_processes import STOP_SIGNALS
 from moco.pipe_safe_print import say
@@ -24,7 +24,8 @@ def _end(number, _frame):
     if os.environ.get("RANK", "0") == "0":  # torchrun signals all of its processes, and one of them speaks
         with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
             report_stop(number)
-    for worker in multiprocessing.active_children():
+    # Importing multiprocessing takes a while. As long as nothing has imported it, there are no data workers.
+    for worker in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
         worker.terminate()
     # SystemExit would not do: code that is imported may ignore it, or turn it into an ImportError.
     os._exit(EXIT_CODE)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
 import shutil
@@ -59,6 +60,7 @@ def start_processes(worker, plan, *args, timeout=None):
         with _noted() as signals, tempfile.TemporaryDirectory(dir=multiprocessing.util.get_temp_dir()) as folder:
             lost = mp.get_context("spawn").RawValue("b", 0)  # has no lock that a dead process could hold
             arguments = (worker, plan, timeout, folder, lost, os.getpid(), args)
+            multiprocessing.resource_tracker.ensure_running()  # else its start would unblock signals below
             with stop_signals_held():  # each process takes them when it has imported everything
                 processes = mp.start_processes(_join_group, arguments, nprocs=plan.local, join=False).processes
             if code := _supervise(processes, signals, lost, plan.node * plan.local):

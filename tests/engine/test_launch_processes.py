@@ -1,5 +1,6 @@
 """Processes on one node: signals are passed on, and if one dies, all end."""
 
+import multiprocessing.resource_tracker
 import os
 import signal
 import subprocess
@@ -204,15 +205,17 @@ def test_a_paused_process_is_ended_soon_unless_rank_0_may_still_write(monkeypatc
 
 def test_signals_wait_while_a_process_imports_the_script(monkeypatch):
     """It starts with signals blocked, and dies of a signal that came meanwhile when it begins its work."""
-    held = []
+    calls = []
 
     def start(*_, **__):
-        held.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        calls.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
         return types.SimpleNamespace(processes=[])
 
     monkeypatch.setattr(mp, "start_processes", start)
+    # The start of Python's resource tracker unblocks signals, so it must come first.
+    monkeypatch.setattr(multiprocessing.resource_tracker, "ensure_running", lambda: calls.append("tracker"))
     launch_processes.start_processes(None, Launch("spawn", backend="gloo"))
-    assert held == [set(STOP_SIGNALS)] and not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert calls == ["tracker", set(STOP_SIGNALS)] and not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
     def rank():
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
