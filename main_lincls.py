@@ -1,6 +1,11 @@
 #!/usr/bin/env python
 """Linear classification: trains a new classifier `fc` on the frozen backbone that main_moco.py has pretrained."""
 
+if __name__ == "__main__":
+    from moco.engine.early_signals import exit_on_signals
+
+    exit_on_signals()  # before the imports that take seconds
+
 import math
 import os
 from functools import partial
@@ -18,7 +23,6 @@ from moco.engine.checkpoint_names import CheckpointNames
 from moco.engine.checkpoint_resume import check_resume
 from moco.engine.command_line import Parser
 from moco.engine.meters import accuracy
-from moco.engine.preemption import exit_on_signals
 from moco.engine.pretrained_backbone import backbone_for
 from moco.engine.shared_flags import add_shared
 from moco.engine.size_checks import check_views
@@ -190,5 +194,4 @@ def noise_output(size, precision, net, n):
 
 
 if __name__ == "__main__":
-    exit_on_signals()
     main()

@@ -2,6 +2,11 @@
 """Pretraining: MoCo v2 and the five asymmetric designs of "On the Importance of Asymmetry for Siamese Representation
 Learning" (arXiv 2204.00613). Each design is an --enable flag; all of them can be combined."""
 
+if __name__ == "__main__":
+    from moco.engine.early_signals import exit_on_signals
+
+    exit_on_signals()  # before the imports that take seconds
+
 import os
 from functools import partial
 
@@ -20,7 +25,6 @@ from moco.engine.checkpoint_names import CheckpointNames
 from moco.engine.command_line import Parser, number
 from moco.engine.end_report import linear_classification
 from moco.engine.meters import accuracy
-from moco.engine.preemption import exit_on_signals
 from moco.engine.shared_flags import add_shared
 from moco.engine.size_checks import check_views, settle_mini_size
 from moco.engine.startup_checks import check_model, check_training, parse_and_check, prepare_output
@@ -189,5 +193,4 @@ def introduction(run, plan, guess):
 
 
 if __name__ == "__main__":
-    exit_on_signals()
     main()

@@ -13,6 +13,10 @@ _all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_ten
 _timeout = None  # of collectives; None means torch's default
 
 
+class RanksDiffer(RuntimeError):
+    """The ranks have different values of what must be equal; the message names it. Every rank raises it."""
+
+
 def is_initialized():
     """Whether this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()

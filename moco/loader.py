@@ -45,7 +45,7 @@ def training_loader(
         A DataLoader. Its batches are those of RandomViews ("cpu") or RandomCrops ("device") in data/view_datasets.py.
 
     Raises:
-        BadImageError, TooManyBadImages: during the iteration, if images can't be decoded.
+        BadImageError, TooManyBadImages, ImageReadError: during the iteration, if images can't be decoded or read.
     """
     batches = EpochBatchSampler(len(folder), batch, seed, drop_last)
     own = batch // world_size()
@@ -72,7 +72,7 @@ def validation_loader(folder, size, batch, workers, room=math.inf):
         batch: images per step of this process. workers: data workers of this process. room: as `make_loader`.
 
     Raises:
-        OSError: during the iteration, if an image can't be decoded.
+        BadImageError, ImageReadError: during the iteration, if an image can't be decoded or read.
     """
     first, last = (len(folder) * r // world_size() for r in (rank(), rank() + 1))
     dataset = CentralViews(folder, size)

@@ -113,4 +113,4 @@ def other_flags(words, flag):
 def test_nodes_that_disagree_stop(flag, said, imagenet, tmp_path):
     words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "48", "--output-dir", str(tmp_path)]
     for message in run_ranks(other_flags, 2, words, flag):
-        assert message == f"{flag} is {said}"
+        assert message == f"{flag} is {said}; give the same on every node"

@@ -23,6 +23,7 @@ if not __package__:  # otherwise `import moco` fails
 import fnmatch
 import json
 import os
+import signal
 import time
 import traceback
 
@@ -31,8 +32,9 @@ import torch
 from moco.benchmarks.internal.gpu_report_job import Job, PartFailed, PartSkipped, TimeOver
 from moco.benchmarks.internal.gpu_report_parts import PARTS, PROGRAMS
 from moco.benchmarks.internal.gpu_report_tables import markdown
+from moco.data.worker_processes import STOP_SIGNALS
 from moco.engine.command_line import Parser, number, output_folder
-from moco.engine.preemption import exit_on_signals
+from moco.engine.early_signals import EXIT_CODE
 from moco.pipe_safe_print import first_line, say
 
 SMALL_ESTIMATE = 10  # seconds that a part takes with --small
@@ -178,5 +180,6 @@ def write(out, report):
 
 
 if __name__ == "__main__":
-    exit_on_signals()
+    for stop in STOP_SIGNALS:  # an orderly exit, which ends the programs that this one has started
+        signal.signal(stop, lambda *_: sys.exit(EXIT_CODE))
     main()

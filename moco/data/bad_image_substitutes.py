@@ -42,7 +42,7 @@ class Substitutes:
 
         Raises:
             TooManyBadImages: more than `limit` images can't be decoded.
-            OSError: as `load` raises it, if the system and not the image is at fault.
+            ImageReadError: the system and not the image is at fault.
         """
         choices, shown = None, index
         while True:

@@ -8,7 +8,9 @@ import stat
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from moco.pipe_safe_print import first_line
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -27,7 +29,11 @@ PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
 
 
 class BadImageError(OSError):
-    """An image that can't be decoded; the message names the file."""
+    """An image that can't be decoded; the message names the file and says what is wrong with it."""
+
+
+class ImageReadError(OSError):
+    """An image that can't be read at the moment, for example because a disk fails; the message names the file."""
 
 
 def decode_to_pil(path):
@@ -35,15 +41,21 @@ def decode_to_pil(path):
 
     Raises:
         BadImageError: the file can't be decoded, or has more than LARGEST bytes or MOST_PIXELS pixels.
-        OSError: the file can't be read at the moment, for example because a disk fails. Both messages name the file.
+        ImageReadError: the file can't be read at the moment.
     """
     try:
         with open_image(path) as file:
             return to_rgb(Image.open(file, formats=FORMATS))
     except Exception as error:
+        system = getattr(error, "strerror", None)
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
-            raise OSError(f"can't read the image {path!r}: {str(error) or 'out of memory'}") from error
-        raise BadImageError(f"can't decode the image {path!r}: {error}") from error
+            raise ImageReadError(
+                f"can't read the image {path!r}: {system or 'out of memory'}; the system failed, not the file; when "
+                "it works again, --resume auto continues the run"
+            ) from error
+        unknown = f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else None
+        why = unknown or system or first_line(error)
+        raise BadImageError(f"can't decode the image {path!r}: {why}; repair or remove it") from error
 
 
 def decode_to_tensor(path):
@@ -52,7 +64,7 @@ def decode_to_tensor(path):
     JPEGs are decoded by torchvision, which is faster; everything else by Pillow.
 
     Raises:
-        BadImageError, OSError: as `decode_to_pil`.
+        BadImageError, ImageReadError: as `decode_to_pil`.
     """
     try:
         with open_image(path) as file:

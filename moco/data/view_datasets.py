@@ -8,7 +8,7 @@ import torchvision.transforms.functional as TF
 from torch.utils.data import Dataset, get_worker_info
 
 from moco.counter_based_rng import VIEWS, generator
-from moco.data.image_decoding import MOST_PIXELS
+from moco.data.image_decoding import MOST_PIXELS, BadImageError
 from moco.views.augment_on_device import Layout
 from moco.views.augment_with_pillow import render
 from moco.views.random_parameters import draw_view, uniforms_needed
@@ -21,7 +21,7 @@ class RandomDataset(Dataset):
 
     Args:
         folder: an ImageFolder. views: tuple of View. seed: the run's seed, 0 or more.
-        substitutes: a Substitutes for images that can't be decoded; None lets the error through.
+        substitutes: a Substitutes for images that can't be decoded; None raises their BadImageError.
 
     Raises:
         ValueError: there are no views, or the seed is negative.
@@ -57,9 +57,13 @@ class RandomDataset(Dataset):
         Returns:
             (what `load` returned, the index of the image that it decoded).
         """
-        if self.substitutes is None:
+        if self.substitutes is not None:
+            return self.substitutes.decode(load, epoch, index)
+        try:
             return load(index), index
-        return self.substitutes.decode(load, epoch, index)
+        except BadImageError as error:
+            way_out = "or give --on-bad-image skip, which uses another image instead"
+            raise BadImageError(f"{error}, {way_out}") from error
 
 
 class RandomViews(RandomDataset):
@@ -129,7 +133,8 @@ class CentralViews(Dataset):
 
     Raises:
         ValueError: `size` is smaller than 1.
-        OSError: on access to an image that can't be decoded, or that would have too many pixels after the resize.
+        BadImageError: on access to an image that can't be decoded, or that would have too many pixels after the
+            resize.
     """
 
     def __init__(self, folder, size=224):
@@ -149,9 +154,9 @@ class CentralViews(Dataset):
         if max(image.size) * side**2 > MOST_PIXELS * min(image.size):
             width, height = image.size
             path = self.folder.path(index)
-            raise OSError(
+            raise BadImageError(
                 f"the image {path!r} of {width} x {height} pixels is too long: with its shorter side resized to "
-                f"{side} pixels, it would have more than {MOST_PIXELS} pixels"
+                f"{side} pixels, it would have more than {MOST_PIXELS} pixels; crop or remove it"
             )
         image = TF.resize(image, side)
         return TF.pil_to_tensor(TF.center_crop(image, [self.size, self.size])), int(self.folder.labels[index])

@@ -1,18 +1,13 @@
-"""Data worker processes: how they start, which signals they ignore, and what to do if one dies."""
+"""Data worker processes: how they start, and which signals they ignore."""
 
 import contextlib
 import os
-import re
-import shutil
 import signal
 import sys
 import threading
 import time
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # what asks a run to stop
-SHARED = "/dev/shm"  # where the batches of the data workers lie
-# Matches torch's messages if shared memory is full: a worker that SIGBUS ended, or a file that can't be made there.
-NO_SHARED_MEMORY = re.compile(r"DataLoader worker.*Bus error|</torch_\d+.*>.*(No space left|Cannot allocate)")
 
 
 @contextlib.contextmanager
@@ -69,19 +64,3 @@ def obey_only(parent):
         os._exit(0)
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
-
-
-def cause_of_death(error):
-    """Why a data worker died and what to do, if `error` or an exception in its chain reports a death; else None."""
-    while error is not None:
-        text = str(error)
-        if NO_SHARED_MEMORY.search(text):
-            size = f" ({shutil.disk_usage(SHARED).total / 1e9:.1f} GB here)" if os.path.isdir(SHARED) else ""
-            return (
-                f"a data worker ran out of shared memory: enlarge {SHARED}{size} (in a container by --shm-size or "
-                "--ipc=host), or give fewer --workers"
-            )
-        if "DataLoader worker" in text and "is killed by signal: Killed" in text:
-            return "a data worker was killed, probably because the memory was full; give fewer --workers"
-        error = error.__cause__ or error.__context__
-    return None

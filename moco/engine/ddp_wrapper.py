@@ -6,7 +6,7 @@ import inspect
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from moco.distributed import from_all, world_size
+from moco.distributed import RanksDiffer, from_all, world_size
 from moco.engine import watchdog
 
 # Newer releases of torch renamed this argument and warn about the older name.
@@ -26,7 +26,7 @@ def data_parallel(model, device, loss_of):
             the real loss.
 
     Raises:
-        RuntimeError: the ranks do not start from equal parameters and buffers.
+        RanksDiffer: the ranks do not start from equal parameters and buffers.
     """
     if world_size() == 1:
         return model
@@ -42,7 +42,7 @@ def check_equal(tensors):
     """Compares a dict from name to tensor over all ranks, bit by bit.
 
     Raises:
-        RuntimeError: on every rank, if a tensor differs anywhere; the message names it.
+        RanksDiffer: on every rank, if a tensor differs anywhere; the message names it.
     """
     digests = {
         name: hashlib.blake2b(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
@@ -51,7 +51,7 @@ def check_equal(tensors):
     for r, theirs in enumerate(everywhere := from_all(digests)):
         for name, digest in everywhere[0].items():
             if theirs.get(name) != digest:
-                raise RuntimeError(
+                raise RanksDiffer(
                     f"{name} differs between rank 0 and rank {r}; all ranks must start from equal values"
                 )
 

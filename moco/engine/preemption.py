@@ -8,7 +8,6 @@ they received one. A signal that comes 2 seconds later, or more, ends the proces
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -17,9 +16,9 @@ import torch
 from moco.data.worker_processes import STOP_SIGNALS
 from moco.distributed import all_gather, collective_device, copy_to_device, is_initialized, rank
 from moco.engine.checkpoint_atomic_write import remove_temporaries
+from moco.engine.early_signals import EXIT_CODE, signal_name
 from moco.pipe_safe_print import say
 
-EXIT_CODE = 143  # a shell's exit code for a process that SIGTERM ended
 END = b"\0"  # not the number of any signal
 ECHO = 2.0  # seconds; a signal that comes sooner than this after the first one counts as a copy of it
 INTERVAL = 5.0  # longest time in seconds between two exchanges, unless a single step takes longer
@@ -118,17 +117,6 @@ class StopListener:
             return 1
         seconds = max(now - self.compared, 1e-9) / max(self.steps_since, 1)  # per step
         return max(1, min(self.steps, int(INTERVAL / seconds)))
-
-
-def signal_name(number):
-    """The name of a signal, such as SIGTERM."""
-    return signal.Signals(number).name
-
-
-def exit_on_signals():
-    """Makes stop signals end the program with exit code 143 until a StopListener takes over. Call it first."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: sys.exit(EXIT_CODE))
 
 
 def end_at_once(code):

@@ -1,6 +1,6 @@
 """Which options change a run's result. A checkpoint stores them, and all ranks must have the same ones."""
 
-from moco.distributed import from_all
+from moco.distributed import RanksDiffer, from_all
 
 # Flags that may differ between a run and its continuation, because they do not change the result: they name files,
 # start processes, or control what is printed and saved. The batch size is compared as the sum over all nodes.
@@ -37,10 +37,13 @@ def check_same_options(args):
     They can differ by mistake, since each node is started with a command line of its own.
 
     Raises:
-        RuntimeError: on every rank, if an option differs; the message names it and both values.
+        RanksDiffer: on every rank, if an option differs; the message names it and both values.
     """
     ours = result_options(args) | {name: value for name, value in vars(args).items() if name in COMMON}
     for r, theirs in enumerate(everywhere := from_all(ours)):
         for name, value in everywhere[0].items():
             if theirs.get(name) != value:
-                raise RuntimeError(f"{label(name)} is {value} on rank 0, but {theirs.get(name)} on rank {r}")
+                raise RanksDiffer(
+                    f"{label(name)} is {value} on rank 0, but {theirs.get(name)} on rank {r}; give the same on every "
+                    "node"
+                )

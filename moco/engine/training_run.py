@@ -10,7 +10,6 @@ import time
 from contextlib import ExitStack
 
 from moco.data.bad_image_substitutes import Substitutes
-from moco.data.worker_processes import cause_of_death
 from moco.distributed import from_rank_0, rank
 from moco.engine import end_report, startup_report, watchdog
 from moco.engine.checkpoint_background_writer import BackgroundWriter
@@ -52,13 +51,8 @@ def start_run(train, args, launch, names, *folders):
 
 
 def _one_process(device, train, args, launch, names, folders):
-    try:
-        with Run(device, args, launch, names) as run:
-            train(run, *folders)
-    except Exception as error:
-        if cause := cause_of_death(error):
-            raise RuntimeError(cause) from error
-        raise
+    with Run(device, args, launch, names) as run:
+        train(run, *folders)
 
 
 class Run:

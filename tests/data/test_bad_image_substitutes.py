@@ -10,6 +10,7 @@ import main_moco
 from moco.data import image_decoding
 from moco.data.bad_image_substitutes import Substitutes, TooManyBadImages
 from moco.data.file_list import ImageFolder
+from moco.data.image_decoding import ImageReadError
 from moco.loader import training_loader
 from moco.views.augmentation_recipes import baseline_plan
 from tests.tiny_net import use_tiny_net
@@ -121,7 +122,7 @@ def test_a_trouble_of_the_system_is_no_bad_image(folder, tmp_path, monkeypatch, 
     monkeypatch.setattr(image_decoding, "open_image", failing)
     substitutes = Substitutes(folder, 0, str(tmp_path / "list"))
     for load in (folder.load, folder.load_tensor):
-        with pytest.raises(OSError, match=r"can't read the image .*jpg.*(Input/output|out of memory)"):
+        with pytest.raises(ImageReadError, match=r"can't read .*jpg': (Input/output|out of memory).*; the system"):
             substitutes.decode(load, 0, 7)
     assert substitutes.listed() == set()
 
@@ -134,14 +135,14 @@ def test_the_limit_is_a_thousandth_of_many():
     assert Substitutes(Many(), 0, "list").limit == 1281
 
 
-def test_the_script_skips_reports_and_goes_on(folder, tmp_path, capsys, monkeypatch):
+def test_the_script_names_the_way_out_and_skips_and_reports(folder, tmp_path, call, monkeypatch):
     use_tiny_net(main_moco, monkeypatch)
     words = [folder.root.removesuffix("/train"), "-a", "resnet18", "--crop-size", "32", "-b", "24", "--moco-k", "64"]
     words += ["-j", "0", "--epochs", "1", "--seed", "2", "--output-dir", str(tmp_path)]
-    with pytest.raises(OSError, match="can't decode the image"):
-        main_moco.main(words)
-    main_moco.main([*words, "--on-bad-image", "skip"])
-    log = capsys.readouterr()
-    assert "another image is used instead (1 bad so far, limit 10)" in log.err
-    assert f"note: 2 images could not be decoded so far; '{tmp_path}/bad_images.txt' lists them" in log.out
+    code, _, err = call(main_moco.main, *words)
+    assert code == 1 and err.startswith(f"error: can't decode the image '{folder.root}/") and err.count("\n") == 1
+    assert err.endswith("; repair or remove it, or give --on-bad-image skip, which uses another image instead\n")
+    code, out, err = call(main_moco.main, *words, "--on-bad-image", "skip")
+    assert code == 0 and "another image is used instead (1 bad so far, limit 10)" in err
+    assert f"note: 2 images could not be decoded so far; '{tmp_path}/bad_images.txt' lists them" in out
     assert '"bad_images": 2' in (tmp_path / "log.jsonl").read_text()

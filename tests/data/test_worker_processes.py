@@ -1,4 +1,4 @@
-"""Data workers: the signals that they obey, and what is said about a dead one."""
+"""Data workers: the signals that they obey, and how they end."""
 
 import os
 import signal
@@ -8,13 +8,8 @@ from functools import partial
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from moco.data.worker_processes import STOP_SIGNALS, cause_of_death, start_worker, stop_signals_held
+from moco.data.worker_processes import STOP_SIGNALS, start_worker, stop_signals_held
 from moco.loader import make_loader
-
-
-def test_a_file_in_shared_memory_that_can_not_be_made_is_explained():
-    error = RuntimeError("unable to write to file </torch_77_123_0>: No space left on device (28)")
-    assert "enlarge /dev/shm" in cause_of_death(error)
 
 
 class Numbers(Dataset):

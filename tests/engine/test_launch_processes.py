@@ -1,15 +1,23 @@
 """Processes on one node: signals are passed on, and if one dies, all end."""
 
+import multiprocessing.resource_tracker
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import types
 
 import pytest
+import torch.multiprocessing as mp
 
-from moco.engine.preemption import EXIT_CODE
+from moco.data.image_decoding import BadImageError
+from moco.data.worker_processes import STOP_SIGNALS
+from moco.distributed import RanksDiffer
+from moco.engine import launch_processes
+from moco.engine.early_signals import EXIT_CODE
+from moco.engine.launch_plan import Launch
 
 PROGRAM = """
     import os, signal, sys, time
@@ -97,6 +105,7 @@ def test_a_signal_to_the_launcher_is_passed_on(tmp_path):
     assert program.stdout.readline() == "together\n"
     program.send_signal(signal.SIGINT)
     assert program.wait(30) == EXIT_CODE
+    assert program.stdout.read() == "stopped by SIGINT; no training step was running, so nothing is lost\n"
     assert gone(program.pid)
 
 
@@ -112,6 +121,108 @@ def test_when_one_dies_all_end(tmp_path, how, said):
     _, stderr = program.communicate(timeout=60)
     assert program.returncode == 1
     assert said in stderr
+    assert stderr.count("Traceback") == (how == "raise")  # none of those that only lost their connection
     if how == "raise":
         assert "the second one fails" in stderr
     assert gone(program.pid)
+
+
+def test_one_process_says_a_known_cause_in_one_line(call):
+    def worker(device, error):
+        raise error
+
+    def main(_):
+        launch_processes.start_processes(worker, Launch("alone"), error)
+
+    error = BadImageError("can't decode the image 'x'; repair or remove it")
+    assert call(main) == (1, "", f"error: {error}\n")
+    error = KeyError("a bug")
+    with pytest.raises(KeyError, match="a bug"):
+        main([])
+
+
+LOST = RuntimeError("Connection closed by peer [127.0.0.1]:1")
+
+
+@pytest.mark.parametrize(
+    "error, local_rank, lost, silent",
+    [
+        (RanksDiffer("--lr is 1 on rank 0"), 0, 0, False),  # the first process of each node speaks
+        (FloatingPointError("the loss of rank 1 is not finite"), 1, 0, True),
+        (BadImageError("can't decode"), 1, 0, False),
+        (KeyError("a bug"), 1, 1, False),
+        (LOST, 0, 1, True),  # because a process of this node died
+        (LOST, 0, 0, False),
+        (LOST, 0, None, False),  # with torchrun
+    ],
+)
+def test_only_the_process_with_the_cause_speaks(error, local_rank, lost, silent, monkeypatch):
+    monkeypatch.setattr(launch_processes, "MOMENT", 0.1)
+    shared = lost if lost is None else mp.get_context("spawn").RawValue("b", lost)
+    assert launch_processes._another_speaks(error, local_rank, shared) == silent
+
+
+def supervised(*functions):
+    """Forks one process per function and supervises them; returns its exit code and those of the processes."""
+    lost = mp.get_context("spawn").RawValue("b", 0)
+    processes = [mp.get_context("fork").Process(target=function) for function in functions]
+    for process in processes:
+        process.start()
+    code = launch_processes._supervise(processes, [], lost, 0)
+    return code, [process.exitcode for process in processes]
+
+
+def sleep():
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    time.sleep(20)
+
+
+def test_a_signal_to_one_process_that_does_not_listen_yet_ends_all(capfd):
+    def signalled():
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    codes = supervised(sleep, signalled)
+    assert codes == (EXIT_CODE, [-signal.SIGUSR1] * 2)
+    assert capfd.readouterr().out == "stopped by SIGUSR1; no training step was running, so nothing is lost\n"
+
+
+def test_a_paused_process_is_ended_soon_unless_rank_0_may_still_write(monkeypatch, capfd):
+    monkeypatch.setattr(launch_processes, "PATIENCE", 0.3)
+
+    def stopped():
+        sys.exit(EXIT_CODE)
+
+    codes = supervised(stopped, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    assert codes == (EXIT_CODE, [EXIT_CODE, -signal.SIGKILL])
+    codes = supervised(lambda: time.sleep(1), stopped)
+    assert codes == (EXIT_CODE, [0, EXIT_CODE])
+    monkeypatch.setattr(launch_processes, "PATIENCE_WITH_RANK_0", 0.3)
+    assert supervised(sleep, stopped) == (EXIT_CODE, [-signal.SIGKILL, EXIT_CODE])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_signals_wait_while_a_process_imports_the_script(monkeypatch):
+    """It starts with signals blocked, and dies of a signal that came meanwhile when it begins its work."""
+    calls = []
+
+    def start(*_, **__):
+        calls.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return types.SimpleNamespace(processes=[])
+
+    monkeypatch.setattr(mp, "start_processes", start)
+    # The start of Python's resource tracker unblocks signals, so it must come first.
+    monkeypatch.setattr(multiprocessing.resource_tracker, "ensure_running", lambda: calls.append("tracker"))
+    launch_processes.start_processes(None, Launch("spawn", backend="gloo"))
+    assert calls == ["tracker", set(STOP_SIGNALS)] and not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    def rank():
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        os.kill(os.getpid(), signal.SIGINT)
+        launch_processes._join_group(0, None, Launch("spawn", backend="gloo"), 5, None, None, os.getppid(), ())
+
+    process = mp.get_context("fork").Process(target=rank)
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGINT

@@ -119,14 +119,6 @@ def test_a_second_signal_ends_a_process_that_hangs_and_leaves_no_half_written_fi
     assert not (tmp_path / "c.tmp").exists()
 
 
-def test_before_a_run_listens_signals_end_the_program_with_their_exit_code():
-    lines = "import time; from moco.engine.preemption import exit_on_signals; exit_on_signals(); print(1, flush=True)"
-    program = subprocess.Popen([sys.executable, "-c", f"{lines}; time.sleep(60)"], stdout=subprocess.PIPE, text=True)
-    assert program.stdout.readline() == "1\n"
-    program.send_signal(signal.SIGUSR1)
-    assert program.wait(30) == EXIT_CODE
-
-
 def interrupt(number):
     """Signals this process, in which a script runs, and waits until its listener has read it."""
     (listener,) = [thread for thread in threading.enumerate() if thread.name == "signals"]
