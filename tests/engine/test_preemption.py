@@ -194,7 +194,7 @@ def probe_stopped_in_validation(imagenet, folder):
 
     main_lincls.F.cross_entropy = stopping
     try:
-        script_in_rank(main_lincls, lincls_words(imagenet, folder))
+        script_in_rank(main_lincls, lincls_words(imagenet, folder), tiny=True)
     except SystemExit as stop:
         return stop.code
     finally:
@@ -202,7 +202,7 @@ def probe_stopped_in_validation(imagenet, folder):
 
 
 def probe(words):
-    script_in_rank(main_lincls, words)
+    script_in_rank(main_lincls, words, tiny=True)
 
 
 def test_linear_classification_that_was_stopped_in_validation_goes_on_to_the_same_end(imagenet, tmp_path):
