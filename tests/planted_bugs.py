@@ -240,19 +240,27 @@ def said_by_check(name):
     return None
 
 
+def start(name):
+    """Forks a process that plants a bug and runs its check; returns its process id and a pipe with what it says."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        signal.alarm(LIMIT)
+        try:
+            answer = said_by_check(name)
+        except BaseException as error:
+            answer = f"{CRASH} {type(error).__name__}: {error}"
+        os.write(writer, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(writer)
+    return child, reader
+
+
 def main(names):
-    results = {}
-    for name in names or BUGS:
-        reader, writer = os.pipe()
-        if (child := os.fork()) == 0:
-            signal.alarm(LIMIT)
-            try:
-                answer = said_by_check(name)
-            except BaseException as error:
-                answer = f"{CRASH} {type(error).__name__}: {error}"
-            os.write(writer, json.dumps(answer).encode())
-            os._exit(0)
-        os.close(writer)
+    results, started, left = {}, {}, list(names or BUGS)
+    while started or left:
+        while left and len(started) < cores():
+            started[left[0]] = start(left.pop(0))
+        child, reader = started.pop(name := next(iter(started)))
         with os.fdopen(reader) as answer:
             results[name] = json.loads(answer.read() or f'"{CRASH}"')
         os.waitpid(child, 0)
