@@ -22,6 +22,7 @@ import tests.fake_gpu  # noqa: F401  (as are fake tensors)
 CRASH = "not a rule, but a crash:"
 LIMIT = 60  # seconds for the check of one bug
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CHECKS = {
     "copies": lambda c: c.check_copies(c.ALL, 48, crop=32, mini=16, batches=1),
     "cpu copies": lambda c: c.check_copies(c.ALL, 8, "cpu", crop=32, mini=16),
@@ -258,7 +259,7 @@ def start(name):
 def main(names):
     results, started, left = {}, {}, list(names or BUGS)
     while started or left:
-        while left and len(started) < cores():
+        while left and len(started) < CORES:
             started[left[0]] = start(left.pop(0))
         child, reader = started.pop(name := next(iter(started)))
         with os.fdopen(reader) as answer:

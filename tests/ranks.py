@@ -24,7 +24,8 @@ from tests.tiny_net import TinyNet
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PRELOAD = ["pytest", "torch.distributed", "torchvision", "main_moco", "main_lincls", "tests.tiny_net"]
 
-multiprocessing.set_forkserver_preload(PRELOAD)
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(PRELOAD)
 
 
 def _one_rank(rank, function, world, folder, args):
@@ -99,9 +100,8 @@ class Program:
     """
 
     def __init__(self, function, *args):
-        context = multiprocessing.get_context("forkserver")
-        pipes = [context.Pipe(duplex=False) for _ in range(2)]
-        self.process = context.Process(target=_program, args=(function, args, *(write for _, write in pipes)))
+        pipes = [FORKSERVER.Pipe(duplex=False) for _ in range(2)]
+        self.process = FORKSERVER.Process(target=_program, args=(function, args, *(write for _, write in pipes)))
         self.process.start()
         self.pid = self.process.pid
         for _, write in pipes:
