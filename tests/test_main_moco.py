@@ -205,8 +205,7 @@ def test_a_broken_image_stops_the_run_and_is_named(imagenet, tmp_path):
     for i in range(8):
         with open(source.path(i), "rb") as file:
             (folder / f"{i}.jpg").write_bytes(file.read() if i != 5 else b"broken")
-    command = [sys.executable, "main_moco.py", str(tmp_path), "-a", "resnet18", "--crop-size", "32", "-b", "8"]
-    command += ["--moco-k", "8", "--nproc", "2", "--output-dir", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert result.returncode == 1
-    assert f"can't decode the image '{folder}/5.jpg'" in result.stderr
+    words = [tmp_path, "-a", "resnet18", "--crop-size", "32", "-b", "8", "--moco-k", "8", "--nproc", "2"]
+    code, _, error = run_program("main_moco.py", *words, "--output-dir", tmp_path)
+    assert code == 1
+    assert f"can't decode the image '{folder}/5.jpg'" in error

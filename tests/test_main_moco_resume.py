@@ -53,7 +53,7 @@ def test_a_run_resumed_by_fewer_processes_with_more_bn_groups_goes_on_as_it_woul
 )
 def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(world, tiny, imagenet, tmp_path):
     """From the checkpoint after 2 of the second epoch's 4 steps, which --resume auto prefers to the first epoch's."""
-    more = ["-j", "0", "--seed", "5", "-b", "24", "--epochs", "2", "--save-every", "2"]
+    more = ["-a", "shufflenet_v2_x0_5", "-j", "0", "--seed", "5", "-b", "24", "--epochs", "2", "--save-every", "2"]
     all_designs(imagenet, tmp_path / "whole", world, *more, tiny=tiny)
     middle = torch.load(tmp_path / "whole" / "checkpoint__last.pth.tar", weights_only=True)
     assert (middle["epoch"], middle["step"]) == (1, 2)

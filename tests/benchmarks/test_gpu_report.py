@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -15,6 +14,7 @@ from moco.benchmarks import gpu_report
 from moco.benchmarks.internal.gpu_report_job import PartFailed, PartSkipped
 from moco.benchmarks.internal.gpu_report_parts import PARTS, Part, steady
 from moco.benchmarks.internal.gpu_report_tables import markdown
+from tests.ranks import Program
 
 MACHINE = {"device": "NVIDIA H100 80GB HBM3", "gpus": 1, "gpu_gb": 85.0, "torch": "2.14.1", "driver": "570.1"}
 MACHINE |= {"cpu": "AMD EPYC, 16 cores", "memory_gb": 135.0, "commit": "abc"}
@@ -279,14 +279,15 @@ def test_the_tables_of_a_report():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a part dies with the report only on Linux")
 def test_small_runs_whole_after_it_was_killed(tmp_path):
-    command = [sys.executable, "-m", "moco.benchmarks.gpu_report", "--small", "--out", str(tmp_path)]
-    with subprocess.Popen(command) as process:
-        until(lambda: (tmp_path / "run.log").exists() and "Epoch" in (tmp_path / "run.log").read_text())
-        process.send_signal(signal.SIGKILL)
+    words = ["--small", "--out", str(tmp_path)]
+    process = Program(gpu_report.main, words)
+    until(lambda: (tmp_path / "run.log").exists() and "Epoch" in (tmp_path / "run.log").read_text())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
     before = parts_of(tmp_path)
     assert before["memory"]["status"] == "done" and "run" not in before
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+    code, out, error = Program(gpu_report.main, words).finish(600)
+    assert code == 0, out + error
     after = parts_of(tmp_path)
     assert list(after) == list(PARTS) and {name: after[name] for name in before} == before
     done = {name for name, x in after.items() if x["status"] == "done"}
