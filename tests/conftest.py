@@ -14,6 +14,8 @@ def pytest_configure(config):
     # Before torch is imported: only `pytest -m gpu` sees GPUs, also in the programs that tests start.
     if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # As many threads as cores, beside other processes, would make a program several times slower.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Keeps the image lists of tests out of the user's cache folder, also in the programs that tests start.
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="moco_tests_")
     config.add_cleanup(lambda: shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True))
