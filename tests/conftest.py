@@ -2,6 +2,10 @@
 
 import os
 import re
+import shutil
+import sys
+import tempfile
+from multiprocessing import forkserver
 
 import pytest
 
@@ -10,6 +14,18 @@ def pytest_configure(config):
     # Before torch is imported: only `pytest -m gpu` sees GPUs, also in the programs that tests start.
     if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # As many threads as cores, beside other processes, would make a program several times slower.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Keeps the image lists of tests out of the user's cache folder, also in the programs that tests start.
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="moco_tests_")
+    config.add_cleanup(lambda: shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True))
+
+
+def pytest_generate_tests():
+    # In the first file of tests that starts processes: the server imports while the other files are collected. Its
+    # output is captured, since pytest calls this hook while it captures its own.
+    if "tests.ranks" in sys.modules:
+        forkserver.ensure_running()
 
 
 def pytest_collection_modifyitems(items):
@@ -26,12 +42,6 @@ def _single_thread():
     import torch
 
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
-    """Keeps the image lists of tests out of the user's cache folder, also in the programs that tests start."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from unittest import mock
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from tests.fake_cuda import Stream, stand_ins
 
@@ -168,7 +168,7 @@ class FakeGPU(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = operation.overloadpacket.__name__
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        tensors = list(tensors_in((args, kwargs)))
         on_gpu = [x for x in tensors if x.device.type == "cuda"]
         target = kwargs.get("device")
         to_gpu = target is not None and torch.device(target).type == "cuda"
@@ -184,16 +184,14 @@ class FakeGPU(TorchDispatchMode):
         elif any(x.dim() and x.device.type == "cpu" for x in tensors):
             shapes = [(x.device.type, tuple(x.shape)) for x in tensors]
             raise RuleBroken(f"{operation} on tensors of the CPU and the GPU: {shapes}")
-        masks = name in INDEXED and any(
-            x.dtype in (torch.bool, torch.uint8) for x in tree_leaves(args[1]) if isinstance(x, torch.Tensor)
-        )
+        masks = name in INDEXED and any(x.dtype in (torch.bool, torch.uint8) for x in tensors_in(args[1]))
         if name in READS or masks:
             self.wait(name)
         if name == "_local_scalar_dense":
             with unset_fake_temporarily():
                 return self.answer(args[0]).item()
-        out = self._run(operation, name, args, kwargs)
-        outs = [x for x in tree_leaves(out) if is_fake(x) and x.device.type == "cuda"]
+        out = self._run(operation, name, args, kwargs, tensors)
+        outs = [x for x in tensors_in(out) if is_fake(x) and x.device.type == "cuda"]
         if len(self.waits) > waits:  # when the host goes on, the result is there for every stream
             return out
         if not (operation.is_view or name in NO_KERNEL):
@@ -222,9 +220,12 @@ class FakeGPU(TorchDispatchMode):
                 return args[0].copy_(answer) if name == "copy_" else answer
         return None
 
-    def _run(self, operation, name, args, kwargs):
-        """The result of an operation, as fake tensors."""
-        args, kwargs = tree_map_only(torch.Tensor, self._without_values, (args, kwargs))
+    def _run(self, operation, name, args, kwargs, tensors):
+        """The result of an operation on `tensors`, which stand in its arguments, as fake tensors."""
+        for x in filter(is_fake, tensors):
+            x.constant = None  # else FakeTensorMode would go on computing with it, on a GPU that is not there
+        if not all(map(is_fake, tensors)):
+            args, kwargs = tree_map_only(torch.Tensor, self._without_values, (args, kwargs))
         if name == "_fused_sgd_":  # torch has no rule for its result; it takes its tensors as flat memory
             parameters, *others = (x for x in args if isinstance(x, list))
             for p, *rest in zip(parameters, *(tensors for tensors in others if tensors), strict=True):
@@ -240,7 +241,6 @@ class FakeGPU(TorchDispatchMode):
 
     def _without_values(self, x):
         if is_fake(x):
-            x.constant = None  # else FakeTensorMode would go on computing with it, on a GPU that is not there
             return x
         with unset_fake_temporarily():
             return self.fake.from_tensor(x, static_shapes=True)
@@ -264,11 +264,20 @@ class FakeGPU(TorchDispatchMode):
         here.clock[here.name] += 1
         schema = operation._schema.arguments
         changed = [a for a, s in zip(args, schema, strict=False) if s.alias_info and s.alias_info.is_write]
-        for x in [*outs, *(x for x in tree_leaves(changed) if is_fake(x))]:
+        for x in [*outs, *filter(is_fake, tensors_in(changed))]:
             key = self.key(x)
             if not operation.is_view:
                 self.home.setdefault(key, here.name)
                 self.written[key] = here.name, here.clock[here.name]
+
+
+def tensors_in(x):
+    """Yields the tensors of nested lists, tuples and dicts; much faster than torch's tree_leaves."""
+    if isinstance(x, torch.Tensor):
+        yield x
+    elif isinstance(x, (list, tuple, dict)):
+        for part in x.values() if isinstance(x, dict) else x:
+            yield from tensors_in(part)
 
 
 def is_fake(x):

@@ -22,6 +22,7 @@ import tests.fake_gpu  # noqa: F401  (as are fake tensors)
 CRASH = "not a rule, but a crash:"
 LIMIT = 60  # seconds for the check of one bug
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CHECKS = {
     "copies": lambda c: c.check_copies(c.ALL, 48, crop=32, mini=16, batches=1),
     "cpu copies": lambda c: c.check_copies(c.ALL, 8, "cpu", crop=32, mini=16),
@@ -240,19 +241,27 @@ def said_by_check(name):
     return None
 
 
+def start(name):
+    """Forks a process that plants a bug and runs its check; returns its process id and a pipe with what it says."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        signal.alarm(LIMIT)
+        try:
+            answer = said_by_check(name)
+        except BaseException as error:
+            answer = f"{CRASH} {type(error).__name__}: {error}"
+        os.write(writer, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(writer)
+    return child, reader
+
+
 def main(names):
-    results = {}
-    for name in names or BUGS:
-        reader, writer = os.pipe()
-        if (child := os.fork()) == 0:
-            signal.alarm(LIMIT)
-            try:
-                answer = said_by_check(name)
-            except BaseException as error:
-                answer = f"{CRASH} {type(error).__name__}: {error}"
-            os.write(writer, json.dumps(answer).encode())
-            os._exit(0)
-        os.close(writer)
+    results, started, left = {}, {}, list(names or BUGS)
+    while started or left:
+        while left and len(started) < CORES:
+            started[left[0]] = start(left.pop(0))
+        child, reader = started.pop(name := next(iter(started)))
         with os.fdopen(reader) as answer:
             results[name] = json.loads(answer.read() or f'"{CRASH}"')
         os.waitpid(child, 0)

@@ -1,21 +1,31 @@
-"""Runs a function, or a script, in a group of real processes over gloo."""
+"""Runs functions and scripts in real processes, which start at once: they are forked from one that imported all."""
 
 import contextlib
 import importlib
 import io
 import multiprocessing
 import os
+import runpy
+import signal
+import sys
 import tempfile
+import threading
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from moco.engine import startup_checks, training_run
+from moco.data.worker_processes import STOP_SIGNALS
+from moco.engine import startup_checks, training_run, watchdog
 from moco.engine.launch_plan import Launch
 from tests.tiny_net import TinyNet
 
-PRELOAD = ["torch.distributed", "torchvision", "main_moco", "main_lincls", "tests.tiny_net"]  # imported only once
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PRELOAD = ["pytest", "torch.distributed", "torchvision", "main_moco", "main_lincls", "tests.tiny_net"]
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(PRELOAD)
 
 
 def _one_rank(rank, function, world, folder, args):
@@ -28,7 +38,6 @@ def _one_rank(rank, function, world, folder, args):
 
 def run_ranks(function, world, *args):
     """Runs a module-level `function(*args)` in `world` processes; returns a list of what each returned."""
-    multiprocessing.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_one_rank, (function, world, folder, args), nprocs=world, start_method="forkserver")
         return [torch.load(os.path.join(folder, f"{r}.pt"), weights_only=False) for r in range(world)]
@@ -60,3 +69,78 @@ def run_script(name, world, words, tiny=False):
 
 def _script(name, words, tiny):
     return script_in_rank(importlib.import_module(name), words, tiny)
+
+
+@contextlib.contextmanager
+def quick_launches():
+    """Context manager in which a launcher forks its processes, and their watchdogs wait for short times.
+
+    Otherwise every process imports everything again, which takes seconds.
+    """
+    start = mp.start_processes
+
+    def fork(function, args, **how):
+        return start(_with_default_signals, (function, args), start_method="fork", **how)
+
+    with mock.patch.object(mp, "start_processes", fork), mock.patch.multiple(watchdog, LOOK=0.2, GRACE=0.5):
+        yield
+
+
+def _with_default_signals(rank, function, args):
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # not the launcher's handlers
+    function(rank, *args)
+
+
+class Program:
+    """Runs a module-level `function(*args)` as a program: in a process group of its own that leads its own session.
+
+    Attributes:
+        pid: its process id. stdout, stderr: pipes to read what it and its children print.
+    """
+
+    def __init__(self, function, *args):
+        pipes = [FORKSERVER.Pipe(duplex=False) for _ in range(2)]
+        self.process = FORKSERVER.Process(target=_program, args=(function, args, *(write for _, write in pipes)))
+        self.process.start()
+        self.pid = self.process.pid
+        for _, write in pipes:
+            write.close()
+        self.stdout, self.stderr = (os.fdopen(os.dup(read.fileno())) for read, _ in pipes)
+
+    def wait(self, seconds=60):
+        """Waits until it has ended; returns its exit code, or None if it has not ended."""
+        self.process.join(seconds)
+        return self.process.exitcode
+
+    def finish(self, seconds=60):
+        """Waits until nobody can print any more; returns the exit code, the standard output and the standard error.
+
+        Afterwards everything that still runs is killed.
+        """
+        timer = threading.Timer(seconds, os.killpg, (self.pid, signal.SIGKILL))
+        timer.start()
+        try:
+            out, error = self.stdout.read(), self.stderr.read()
+        finally:
+            timer.cancel()
+        return self.wait(), out, error
+
+
+def _program(function, args, *outputs):
+    os.setsid()
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(output.fileno(), number)
+        output.close()
+    function(*args)
+
+
+def run_program(script, *words):
+    """Runs a script of the repository as a program; returns its exit code, standard output and standard error."""
+    return Program(_script_as_main, script, [str(word) for word in words]).finish(300)
+
+
+def _script_as_main(script, words):
+    os.chdir(ROOT)
+    sys.argv = [os.path.join(ROOT, script), *words]
+    runpy.run_path(sys.argv[0], run_name="__main__")

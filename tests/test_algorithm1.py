@@ -135,8 +135,8 @@ def oracle_steps(design, world):
             for queries in q[r]:
                 rows = []
                 for i, query in enumerate(queries):
-                    candidates = [keys[r * N + i], *queue]
-                    rows.append(torch.stack([(query * c).sum() / T for c in candidates]))
+                    candidates = torch.stack([keys[r * N + i], *queue])
+                    rows.append((candidates * query).sum(1) / T)
                 view_logits.append(torch.stack(rows))
                 view_losses.append(sum(torch.logsumexp(row, 0) - row[0] for row in rows) / N)
             loss = view_losses[0]

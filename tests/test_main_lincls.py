@@ -19,6 +19,7 @@ from moco.views.augmentation_recipes import View
 from moco.views.normalize import normalize_images
 from tests import readme
 from tests.ranks import run_ranks, run_script, script_in_rank
+from tests.tiny_net import use_tiny_net
 
 ROOT = os.path.dirname(readme.README)
 
@@ -109,7 +110,7 @@ def test_the_learning_rate_follows_the_batch_and_the_cosine(imagenet, tmp_path, 
     assert rates == pytest.approx([start, start * 0.75, start * 0.25])
 
 
-def kept(words):
+def kept(words, tiny):
     """Runs main_lincls.py in this rank; rank 0 keeps the checkpoint of each epoch."""
     save, checkpoints = checkpoint_atomic_write.save, []
 
@@ -119,18 +120,18 @@ def kept(words):
 
     checkpoint_atomic_write.save = keeping
     try:
-        script_in_rank(main_lincls, words)
+        script_in_rank(main_lincls, words, tiny)
     finally:
         checkpoint_atomic_write.save = save
     return {c["epoch"]: c for c in checkpoints}
 
 
-@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, imagenet, tmp_path):
+@pytest.mark.parametrize("world, tiny", [(1, True), (2, True), pytest.param(4, False, marks=pytest.mark.slow)])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, tiny, imagenet, tmp_path):
     line = words(imagenet, tmp_path, "--lars", "--lr", "50")
-    whole = run_ranks(kept, world, [*line, "--pretrained", "none"])
+    whole = run_ranks(kept, world, [*line, "--pretrained", "none"], tiny)
     torch.save(whole[0][1], tmp_path / "first.pth.tar")
-    resumed = run_ranks(kept, world, [*line, "--resume", str(tmp_path / "first.pth.tar")])
+    resumed = run_ranks(kept, world, [*line, "--resume", str(tmp_path / "first.pth.tar")], tiny)
     assert set(whole[0]) == {1, 2, 3} and set(resumed[0]) == {2, 3} and not any(whole[1:])
     a, b = whole[0][3], resumed[0][3]
     assert all(torch.equal(tensor, b["state_dict"][name]) for name, tensor in a["state_dict"].items())
@@ -168,7 +169,7 @@ def what_trains(words):
         return model, optimizer
 
     main_lincls.build = recording
-    script_in_rank(main_lincls, words)
+    script_in_rank(main_lincls, words, tiny=True)
     return seen, [{k: v for k, v in g.items() if k != "params"} for g in recording.groups]
 
 
@@ -211,13 +212,14 @@ def test_evaluation_needs_no_training_images_and_writes_nothing(imagenet, tmp_pa
     assert "--pretrained 'none' is not used" in out
 
 
-def test_validation_is_the_same_for_any_number_of_processes(imagenet, tmp_path):
+def test_validation_is_the_same_for_any_number_of_processes(imagenet, tmp_path, monkeypatch):
+    use_tiny_net(main_lincls, monkeypatch)
     torch.manual_seed(1)
     main_lincls.main(words(imagenet, tmp_path, "--pretrained", "none", "--epochs", "1", "--lr", "20"))
     lines = []
     for nproc in (1, 4):
         line = words(imagenet, tmp_path, "-e", "--nproc", nproc, "--resume", tmp_path / "checkpoint.pth.tar")
-        lines.append(run_script("main_lincls", nproc, line).splitlines()[-1].split(" Loss "))
+        lines.append(run_script("main_lincls", nproc, line, tiny=True).splitlines()[-1].split(" Loss "))
     assert lines[0][0] == lines[1][0] and lines[0][0].startswith(" * Acc@1")
     assert float(lines[0][1]) == pytest.approx(float(lines[1][1]), rel=1e-5)  # batches of other sizes round otherwise
 

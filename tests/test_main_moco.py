@@ -17,7 +17,7 @@ from moco.data.file_list import ImageFolder
 from moco.data.sampler import EpochBatchSampler
 from moco.engine.json_log import git_commit
 from tests import readme
-from tests.ranks import run_script
+from tests.ranks import run_program, run_script
 from tests.tiny_net import use_tiny_net
 
 ROOT = os.path.dirname(readme.README)
@@ -29,15 +29,6 @@ DESIGNS = {
     "--enable-asym-bn": "AsymBN",
     "--enable-mean-encoding": "MeanEnc",
 }
-
-
-def program(script, *words):
-    """Runs a script as a user does; returns its standard output."""
-    command = [sys.executable, os.path.join(ROOT, script), *map(str, words)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    assert "Warning" not in result.stderr
-    return result.stdout
 
 
 def designs_of(words):
@@ -58,8 +49,17 @@ def test_the_readme_has_every_recipe():
 def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path):
     tiny = {"moco-k": 60, "moco-dim": 8, "mini-crop-size": 16, "epochs": 1}
     words, designs = readme.small(words, imagenet, 2, tmp_path, **tiny), designs_of(words)
-    as_programs = designs == ["MultiCrop"]  # once; processes that are forked start faster
-    log = program("main_moco.py", *words) if as_programs else run_script("main_moco", 2, words)
+    real = designs == ["MultiCrop"]  # once: as programs that start other programs, and with the real network
+
+    def run(script, words):
+        if not real:
+            return run_script(script, 2, words, tiny=True)
+        code, log, error = run_program(f"{script}.py", *words)
+        assert code == 0, error
+        assert "Warning" not in error
+        return log
+
+    log = run("main_moco", words)
     assert f"designs: {', '.join(designs) or 'none'}" in log
     (plan,) = [line for line in log.splitlines() if line.startswith("source: ")]
     assert " | target: " in plan and ("6 x [16px" in plan) == ("MultiCrop" in designs)
@@ -81,8 +81,8 @@ def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path):
     (probe,) = readme.commands("main_lincls.py")
     probe = [str(checkpoint) if word.endswith("checkpoint__0099.pth.tar") else word for word in probe]
     probe = readme.small(probe, imagenet, 2, tmp_path, epochs=1)
-    log = program("main_lincls.py", *probe) if as_programs else run_script("main_lincls", 2, probe)
-    assert f"pretrained: 120 tensors of '{checkpoint}'" in log
+    log = run("main_lincls", probe)
+    assert f"pretrained: {120 if real else 6} tensors of '{checkpoint}'" in log  # all of the backbone's
     assert re.search(r"^ \* Acc@1 \d+\.\d+ Acc@5 \d+\.\d+", log, flags=re.MULTILINE)
     assert set(torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)) >= {"best_acc1", "state_dict", "epoch"}
 
@@ -205,8 +205,7 @@ def test_a_broken_image_stops_the_run_and_is_named(imagenet, tmp_path):
     for i in range(8):
         with open(source.path(i), "rb") as file:
             (folder / f"{i}.jpg").write_bytes(file.read() if i != 5 else b"broken")
-    command = [sys.executable, "main_moco.py", str(tmp_path), "-a", "resnet18", "--crop-size", "32", "-b", "8"]
-    command += ["--moco-k", "8", "--nproc", "2", "--output-dir", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert result.returncode == 1
-    assert f"can't decode the image '{folder}/5.jpg'" in result.stderr
+    words = [tmp_path, "-a", "resnet18", "--crop-size", "32", "-b", "8", "--moco-k", "8", "--nproc", "2"]
+    code, _, error = run_program("main_moco.py", *words, "--output-dir", tmp_path)
+    assert code == 1
+    assert f"can't decode the image '{folder}/5.jpg'" in error

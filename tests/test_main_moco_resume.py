@@ -15,12 +15,15 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "world, tiny", [(1, True), (2, False), pytest.param(1, False, marks=SLOW), pytest.param(4, False, marks=SLOW)]
+    "world, arch",
+    [(1, "tiny"), (2, "shufflenet_v2_x0_5"), *(pytest.param(n, "resnet18", marks=SLOW) for n in (1, 4))],
 )
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, tiny, imagenet, tmp_path):
-    all_designs(imagenet, tmp_path / "whole", world, "-j", "0", "--seed", "5", tiny=tiny)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, arch, imagenet, tmp_path):
+    tiny = arch == "tiny"
+    more = [] if tiny else ["-a", arch]
+    all_designs(imagenet, tmp_path / "whole", world, "-j", "0", "--seed", "5", *more, tiny=tiny)
     start = tmp_path / "whole" / "checkpoint__0000.pth.tar"
-    all_designs(imagenet, tmp_path / "resumed", world, "-j", "4", "--resume", str(start), tiny=tiny)
+    all_designs(imagenet, tmp_path / "resumed", world, "-j", "4", "--resume", str(start), *more, tiny=tiny)
     assert not (tmp_path / "resumed" / "checkpoint__0000.pth.tar").exists()
     a, b = (torch.load(tmp_path / run / "checkpoint__0002.pth.tar", weights_only=True) for run in ("whole", "resumed"))
     for name, tensor in a["state_dict"].items():
@@ -34,9 +37,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, tiny, imagenet
 
 def test_a_run_resumed_by_fewer_processes_with_more_bn_groups_goes_on_as_it_would_have(imagenet, tmp_path):
     more = ["-j", "0", "--seed", "5", "--epochs", "2"]
-    all_designs(imagenet, tmp_path / "two", 2, *more)
+    all_designs(imagenet, tmp_path / "two", 2, *more, tiny=True)
     start = str(tmp_path / "two" / "checkpoint__0000.pth.tar")
-    log = all_designs(imagenet, tmp_path / "one", 1, *more, "--resume", start, "--bn-splits", "2")
+    log = all_designs(imagenet, tmp_path / "one", 1, *more, "--resume", start, "--bn-splits", "2", tiny=True)
     assert "batch normalisation: 2 groups" in log and "before the resume" not in log
     a, b = (torch.load(tmp_path / run / "checkpoint__0001.pth.tar", weights_only=True) for run in ("two", "one"))
     for name, tensor in a["state_dict"].items():
@@ -50,7 +53,7 @@ def test_a_run_resumed_by_fewer_processes_with_more_bn_groups_goes_on_as_it_woul
 )
 def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(world, tiny, imagenet, tmp_path):
     """From the checkpoint after 2 of the second epoch's 4 steps, which --resume auto prefers to the first epoch's."""
-    more = ["-j", "0", "--seed", "5", "-b", "24", "--epochs", "2", "--save-every", "2"]
+    more = ["-a", "shufflenet_v2_x0_5", "-j", "0", "--seed", "5", "-b", "24", "--epochs", "2", "--save-every", "2"]
     all_designs(imagenet, tmp_path / "whole", world, *more, tiny=tiny)
     middle = torch.load(tmp_path / "whole" / "checkpoint__last.pth.tar", weights_only=True)
     assert (middle["epoch"], middle["step"]) == (1, 2)
@@ -133,7 +136,8 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys, monkeypatch):
     assert "2 of 2 epochs are done" in log and "Epoch: [" not in log
 
 
-def test_a_published_checkpoint_is_taken_as_it_is(imagenet, tmp_path, capsys):
+def test_a_published_checkpoint_is_taken_as_it_is(imagenet, tmp_path, capsys, monkeypatch):
+    use_tiny_net(main_moco, monkeypatch)
     words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0"]
     words += ["--output-dir", str(tmp_path), "--epochs", "2"]
     main_moco.main(words)

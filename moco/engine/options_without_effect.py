@@ -2,7 +2,7 @@
 
 import torch
 
-REASONS = {  # option -> (whether it has no effect, why)
+REASONS = {  # option: (a function of the options and the number of processes: whether it has no effect; why)
     "asym_bn_group": (lambda args, _: not args.enable_asym_bn, "without --enable-asym-bn"),
     "mini_crop_size": (lambda args, _: not args.enable_multicrop, "without --enable-multicrop"),
     "keep": (lambda args, _: args.keep >= args.epochs, "since the run has no more epochs than that"),
@@ -20,16 +20,11 @@ REASONS = {  # option -> (whether it has no effect, why)
 }
 
 
-def notes(args, defaults, world):
+def notes(args, given, world):
     """The lines for the log, one for each option that was given in vain.
 
     Args:
-        args: the checked options. defaults: dict from option to the value that it has if it is not given.
-        world: number of processes.
+        args: the checked options. given: names of the options that the user gave. world: number of processes.
     """
-    given = [name for name in REASONS if name in defaults and getattr(args, name) != defaults[name]]
-    return [
-        f"note: --{name.replace('_', '-')} has no effect {REASONS[name][1]}"
-        for name in given
-        if REASONS[name][0](args, world)
-    ]
+    vain = [name for name in REASONS if name in given and REASONS[name][0](args, world)]
+    return [f"note: --{name.replace('_', '-')} has no effect {REASONS[name][1]}" for name in vain]

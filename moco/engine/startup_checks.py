@@ -30,7 +30,7 @@ def parse_and_check(parser, prepare, argv=None, least=1):
         `launch.has_rank_0`; on other nodes they are not valid yet. `args.total_batch` is the batch of all nodes.
     """
     args = parser.parse_args(argv)
-    defaults = {name: parser.get_default(name) for name in vars(args)}
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     args.run, args.notes = new_id(), []
     try:
         if args.dry_run and getattr(args, "evaluate", False):
@@ -53,7 +53,7 @@ def parse_and_check(parser, prepare, argv=None, least=1):
         prepared = prepare(args, launch)
         if launch.has_rank_0:
             args.seed = secrets.randbits(31) if args.seed is None else args.seed
-            for note in args.notes + options_without_effect.notes(args, defaults, launch.world):
+            for note in args.notes + options_without_effect.notes(args, given, launch.world):
                 print(note, flush=True)
     except (ValueError, OSError) as error:
         unlock_output()

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -15,10 +14,11 @@ from moco.benchmarks import gpu_report
 from moco.benchmarks.internal.gpu_report_job import PartFailed, PartSkipped
 from moco.benchmarks.internal.gpu_report_parts import PARTS, Part, steady
 from moco.benchmarks.internal.gpu_report_tables import markdown
+from tests.ranks import Program
 
 MACHINE = {"device": "NVIDIA H100 80GB HBM3", "gpus": 1, "gpu_gb": 85.0, "torch": "2.14.1", "driver": "570.1"}
-MACHINE |= {"cpu": "AMD EPYC, 16 cores", "memory_gb": 135.0, "commit": "abc"}
-MACHINE |= {"fast": "--fast", "step_flags": "--compile --precision bf16"}
+MACHINE |= {"cpu": "AMD EPYC, 16 cores", "memory_gb": 135.0, "commit": "abc", "fast": "--fast"}
+MACHINE["step_flags"] = "--compile --precision bf16"
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def call_report(monkeypatch, tmp_path, call):
 
     def call_report(parts, *flags):
         monkeypatch.setattr(gpu_report, "PARTS", {name: Part(1, function) for name, function in parts.items()})
-        code, out, error = call(gpu_report.main, "--out", tmp_path, *flags)
-        return code, out + error
+        code, *printed = call(gpu_report.main, "--out", tmp_path, *flags)
+        return code, "".join(printed)
 
     return call_report
 
@@ -57,13 +57,12 @@ def test_a_second_call_continues(call_report, tmp_path):
 
         return function
 
-    parts = {"a": part("a", PartFailed("no luck")), "b": part("b"), "c": part("c", PartSkipped("no such thing"))}
-    parts["d"] = part("d")
+    errors = {"a": PartFailed("no luck"), "b": None, "c": PartSkipped("no such thing"), "d": None}
+    parts = {name: part(name, error) for name, error in errors.items()}
     code, out = call_report(parts, "--only", "[a-c]")
     assert code == 1 and calls == ["a", "b", "c"] and "a: failed after 0 s (no luck)" in out
-    text = (tmp_path / "report.md").read_text()
     for row in ("| `a` | failed | no luck |", "| `c` | skipped | no such thing |", "| `d` | not run yet | |"):
-        assert row in text
+        assert row in (tmp_path / "report.md").read_text()
     broken.clear()
     assert call_report(parts)[0] == 0 and calls == ["a", "b", "c", "d", "a"]  # what has failed comes last
     results = parts_of(tmp_path)
@@ -282,14 +281,15 @@ def test_the_tables_of_a_report():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a part dies with the report only on Linux")
 def test_small_runs_whole_after_it_was_killed(tmp_path):
-    command = [sys.executable, "-m", "moco.benchmarks.gpu_report", "--small", "--out", str(tmp_path)]
-    with subprocess.Popen(command) as process:
-        until(lambda: (tmp_path / "run.log").exists() and "Epoch" in (tmp_path / "run.log").read_text())
-        process.send_signal(signal.SIGKILL)
+    words = ["--small", "--out", str(tmp_path)]
+    process = Program(gpu_report.main, words)
+    until(lambda: (tmp_path / "run.log").exists() and "Epoch" in (tmp_path / "run.log").read_text())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
     before = parts_of(tmp_path)
     assert before["memory"]["status"] == "done" and "run" not in before
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+    code, out, error = Program(gpu_report.main, words).finish(600)
+    assert code == 0, out + error
     after = parts_of(tmp_path)
     assert list(after) == list(PARTS) and {name: after[name] for name in before} == before
     done = {name for name, x in after.items() if x["status"] == "done"}

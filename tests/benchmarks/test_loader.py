@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,16 +15,15 @@ from moco.data.image_decoding import BadImageError
 from moco.tools import fake_imagenet
 from moco.views.augmentation_recipes import baseline_plan
 from tests import gpu_checks as checks
-
-COMMAND = [sys.executable, "-m", "moco.benchmarks.loader"]
+from tests.ranks import Program
 
 
 @pytest.mark.slow
 def test_it_prints_a_table_and_json(imagenet):
     small = ["--enable-multicrop", "--crop-size", "32", "--mini-crop-size", "16", "--workers", "1", "--seconds", "1"]
-    result = subprocess.run([*COMMAND, str(imagenet), *small, "--json"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    code, out, error = Program(bench_loader.main, [str(imagenet), *small, "--json"]).finish(300)
+    assert code == 0, error
+    lines = out.splitlines()
     figures = json.loads(lines[-1])
     assert {"device", "cpu", "original", "decode_only", "device_over_original"} <= set(figures)
     assert all(figures[name] > 0 for name in figures if name != "device_name")

@@ -1,8 +1,6 @@
 """The step's benchmark, for a moment, its figures not judged; the original's step computes what ours does."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,11 +10,10 @@ from moco.benchmarks import step as bench_step
 from moco.benchmarks.internal.original_project_step import OriginalMoCo, original_step
 from moco.builder import MoCo
 from moco.loss import contrastive_loss
-from tests.ranks import run_ranks
+from tests.ranks import Program, run_ranks
 from tests.test_algorithm1 import DIM, K, M, N, T, images
 from tests.tiny_net import TinyNet
 
-COMMAND = [sys.executable, "-m", "moco.benchmarks.step"]
 TINY = [
     "-a",
     "resnet18",
@@ -36,9 +33,9 @@ TINY = [
 @pytest.mark.slow
 def test_it_prints_a_table_and_json():
     more = ["--nproc", "2", "--enable-multicrop", "--json"]
-    result = subprocess.run([*COMMAND, *TINY, *more], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    code, out, error = Program(bench_step.main, [*TINY, *more]).finish(300)
+    assert code == 0, error
+    lines = out.splitlines()
     figures = json.loads(lines[-1])
     assert [row["designs"] for row in figures["rows"]] == ["baseline", "MultiCrop"]
     assert figures["designs"] == "MultiCrop" and figures["processes"] == 2
@@ -119,6 +116,6 @@ def test_its_help_has_the_flags_of_both_but_no_folder(call):
 @pytest.mark.slow
 def test_the_cost_of_splits_can_be_left_out():
     for more in ([], ["--skip-splits"]):
-        result = subprocess.run([*COMMAND, *TINY, "--bn-splits", "2", "--json", *more], capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        assert (json.loads(result.stdout.splitlines()[-1])["cost_of_splits"] is None) == bool(more)
+        code, out, error = Program(bench_step.main, [*TINY, "--bn-splits", "2", "--json", *more]).finish(300)
+        assert code == 0, error
+        assert (json.loads(out.splitlines()[-1])["cost_of_splits"] is None) == bool(more)

@@ -53,7 +53,7 @@ def test_a_signal_before_the_first_step(imagenet, tmp_path, monkeypatch, capfd):
     words = [str(imagenet), "-a", "resnet18", "--crop-size", "24", "-b", "24", "--moco-k", "64", "-j", "0"]
     assert ended(lambda: main_moco.main([*words, "--output-dir", str(tmp_path)])) == EXIT_CODE
     out, err = capfd.readouterr()
-    assert out.startswith("designs: none") and out.endswith(LINE.format("SIGTERM")) and err == ""
+    assert out.startswith("images: 96 of 12 classes") and out.endswith(LINE.format("SIGTERM")) and err == ""
 
 
 def test_a_signal_ends_the_data_workers_too():

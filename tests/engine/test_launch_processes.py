@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import types
 
 import pytest
+import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from moco.data.image_decoding import BadImageError
@@ -18,48 +19,56 @@ from moco.distributed import RanksDiffer
 from moco.engine import launch_processes
 from moco.engine.early_signals import EXIT_CODE
 from moco.engine.launch_plan import Launch
+from moco.engine.launch_processes import start_processes
+from tests.ranks import Program, quick_launches
 
-PROGRAM = """
-    import os, signal, sys, time
-    import torch
-    import torch.distributed as dist
-    from moco.engine import watchdog
-    from moco.engine.launch_processes import start_processes
-    from moco.engine.launch_plan import Launch
 
-    watchdog.LOOK, watchdog.GRACE = 0.2, 0.5
-
-    def worker(device, how):
-        dist.barrier()
-        if how == "live":
-            if dist.get_rank() == 0:
-                print("together", flush=True)
-            time.sleep(1000)
-        if how == "hang":
-            if dist.get_rank() == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(1000)
-        if dist.get_rank() == 1:
-            if how == "raise":
-                raise RuntimeError("the second one fails")
-            os.kill(os.getpid(), signal.SIGKILL)
-        dist.all_reduce(torch.zeros(1))
+def worker(device, how):
+    dist.barrier()
+    if how == "live":
+        if dist.get_rank() == 0:
+            print("together", flush=True)
         time.sleep(1000)
+    if how == "hang":
+        if dist.get_rank() == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1000)
+    if dist.get_rank() == 1:
+        if how == "raise":
+            raise RuntimeError("the second one fails")
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.zeros(1))
+    time.sleep(1000)
 
-    if __name__ == "__main__":
-        start_processes(worker, Launch("spawn", local=3, backend="gloo"), sys.argv[1])
-"""
+
+def launched(how):
+    with quick_launches():
+        start_processes(worker, Launch("spawn", local=3, backend="gloo"), how)
 
 
-@pytest.mark.parametrize(
-    "env, threads",
-    [({}, "3"), pytest.param({"TORCHINDUCTOR_COMPILE_THREADS": "5"}, "5", marks=pytest.mark.slow)],
-)
-def test_processes_that_compile_share_the_cores(env, threads):
-    lines = "import main_moco; from moco.engine import launch_processes as l; l.cores = lambda: 12; l.share_cores(4)"
-    lines += "; import torch._inductor.config as c; print(c.compile_threads)"
-    env = {**os.environ, "PYTHONPATH": os.getcwd(), **env}
-    assert subprocess.check_output([sys.executable, "-c", lines], env=env, text=True).strip() == threads
+def launched_in_the_background():
+    """With processes that import everything again, and SIGINT ignored, as for a background job of a shell script."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    start_processes(worker, Launch("spawn", local=2, backend="gloo"), "live")
+
+
+def print_compile_threads():
+    launch_processes.cores = lambda: 12
+    launch_processes.share_cores(4)
+    import torch._inductor.config as compiler
+
+    print(compiler.compile_threads)
+
+
+def test_processes_that_compile_share_the_cores():
+    assert Program(print_compile_threads).finish()[:2] == (0, "3\n")
+
+
+@pytest.mark.slow
+def test_a_user_may_choose_the_threads_of_the_compiler():
+    lines = "from tests.engine.test_launch_processes import print_compile_threads as p; p()"
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "TORCHINDUCTOR_COMPILE_THREADS": "5"}
+    assert subprocess.check_output([sys.executable, "-c", lines], env=env, text=True) == "5\n"
 
 
 def gone(group, seconds=30):
@@ -74,36 +83,20 @@ def gone(group, seconds=30):
     return False
 
 
-def test_when_the_launcher_is_killed_all_end(tmp_path):
+def test_when_the_launcher_is_killed_all_end():
     """Also where SIGINT is ignored, as for a job that a shell script put into the background."""
-    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
-    program = subprocess.Popen(
-        [sys.executable, str(tmp_path / "program.py"), "live"],
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )
+    program = Program(launched_in_the_background)
     assert program.stdout.readline() == "together\n"
-    program.kill()
+    os.kill(program.pid, signal.SIGKILL)
     program.wait()
     assert gone(program.pid)
 
 
-def test_a_signal_to_the_launcher_is_passed_on(tmp_path):
+def test_a_signal_to_the_launcher_is_passed_on():
     """To processes that have nothing to save yet, and end by it."""
-    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
-    program = subprocess.Popen(
-        [sys.executable, str(tmp_path / "program.py"), "live"],
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    program = Program(launched, "live")
     assert program.stdout.readline() == "together\n"
-    program.send_signal(signal.SIGINT)
+    os.kill(program.pid, signal.SIGINT)
     assert program.wait(30) == EXIT_CODE
     assert program.stdout.read() == "stopped by SIGINT; no training step was running, so nothing is lost\n"
     assert gone(program.pid)
@@ -113,13 +106,10 @@ def test_a_signal_to_the_launcher_is_passed_on(tmp_path):
     "how, said",
     [("raise", "rank 1: Traceback"), ("kill", "rank 1 was ended by SIGKILL"), ("hang", "rank 0 was ended by SIGKILL")],
 )
-def test_when_one_dies_all_end(tmp_path, how, said):
-    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
-    env = {**os.environ, "PYTHONPATH": os.getcwd()}
-    command = [sys.executable, str(tmp_path / "program.py"), how]
-    program = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    _, stderr = program.communicate(timeout=60)
-    assert program.returncode == 1
+def test_when_one_dies_all_end(how, said):
+    program = Program(launched, how)
+    code, _, stderr = program.finish()
+    assert code == 1
     assert said in stderr
     assert stderr.count("Traceback") == (how == "raise")  # none of those that only lost their connection
     if how == "raise":

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 
@@ -15,9 +12,9 @@ import torch.distributed as dist
 import main_lincls
 import main_moco
 from moco.data.worker_processes import STOP_SIGNALS
-from moco.engine import preemption
+from moco.engine import checkpoint_atomic_write, preemption
 from moco.engine.preemption import EXIT_CODE, StopListener, signal_name
-from tests.ranks import run_ranks, script_in_rank
+from tests.ranks import Program, run_ranks, script_in_rank
 from tests.tiny_net import use_tiny_net
 
 
@@ -86,35 +83,22 @@ def test_alone_the_first_signal_is_noted_and_the_handlers_come_back(number, caps
     assert f"{signal_name(number)}: the run saves a checkpoint after one of the next steps" in capsys.readouterr().out
 
 
-STUCK = """
-    import os, signal, sys, time
-    import torch.distributed as dist
-    from moco.engine import checkpoint_atomic_write, preemption
-
-    temporary = sys.argv[1] + ".tmp"
+def stuck(temporary, store):
     open(temporary, "w").close()
     checkpoint_atomic_write._temporaries.add(temporary)
-    store = dist.FileStore(sys.argv[2], 2)
+    store = dist.FileStore(store, 2)
     with preemption.StopListener(steps=1):
         print("listening", flush=True)
         store.get("what nobody sets")  # where no signal's handler runs
-"""
 
 
 def test_a_second_signal_ends_a_process_that_hangs_and_leaves_no_half_written_file(tmp_path):
-    (tmp_path / "stuck.py").write_text(textwrap.dedent(STUCK))
-    program = subprocess.Popen(
-        [sys.executable, str(tmp_path / "stuck.py"), str(tmp_path / "c"), str(tmp_path / "store")],
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    program = Program(stuck, str(tmp_path / "c.tmp"), str(tmp_path / "store"))
     assert program.stdout.readline() == "listening\n"
-    program.send_signal(signal.SIGTERM)
+    os.kill(program.pid, signal.SIGTERM)
     assert "ends it at once" in program.stdout.readline()
-    with pytest.raises(subprocess.TimeoutExpired):
-        program.wait(preemption.ECHO + 0.5)
-    program.send_signal(signal.SIGTERM)
+    assert program.wait(preemption.ECHO + 0.5) is None
+    os.kill(program.pid, signal.SIGTERM)
     assert program.wait(30) == EXIT_CODE
     assert not (tmp_path / "c.tmp").exists()
 
@@ -197,7 +181,7 @@ def probe_stopped_in_validation(imagenet, folder):
 
     main_lincls.F.cross_entropy = stopping
     try:
-        script_in_rank(main_lincls, lincls_words(imagenet, folder))
+        script_in_rank(main_lincls, lincls_words(imagenet, folder), tiny=True)
     except SystemExit as stop:
         return stop.code
     finally:
@@ -205,7 +189,7 @@ def probe_stopped_in_validation(imagenet, folder):
 
 
 def probe(words):
-    script_in_rank(main_lincls, words)
+    script_in_rank(main_lincls, words, tiny=True)
 
 
 def test_linear_classification_that_was_stopped_in_validation_goes_on_to_the_same_end(imagenet, tmp_path):

@@ -35,7 +35,7 @@ def test_those_who_met_share_a_store(tmp_path):
 def test_a_place_that_was_used_before_holds_nothing_of_it(tmp_path):
     """As that of torchrun is when it has restarted the processes, or a file after a crash."""
     url = f"file://{tmp_path}/m"
-    arrive(url, {1: 3})  # which waits in vain for the others
+    arrive(url, {1: 3}, timeout=0.2)  # which waits in vain for the others
     before = arrive(url, {0: 2, 1: 2}, timeout=30)
     before[0].set("alarm", "rank 1 failed")
     stores = arrive(url, {0: 2, 1: 2}, timeout=30)
@@ -53,8 +53,8 @@ def test_who_did_not_come_is_named(tmp_path):
 
 @pytest.mark.parametrize("url", ["file://{}/m", "tcp://localhost:1"])
 def test_a_missing_rank_0_is_named(url, tmp_path):
-    (result,) = arrive(url.format(tmp_path), {1: 2}).values()
-    assert result.startswith(f"rank 0 did not arrive at {url.format(tmp_path)} within --timeout 1 s")
+    (result,) = arrive(url.format(tmp_path), {1: 2}, timeout=0.2).values()
+    assert result.startswith(f"rank 0 did not arrive at {url.format(tmp_path)} within --timeout 0.2 s")
 
 
 def test_a_place_that_can_not_be_opened_is_rank_0s_trouble(tmp_path):

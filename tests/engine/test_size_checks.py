@@ -96,10 +96,12 @@ def test_the_scripts_refuse_such_sizes_before_any_work(script, flags, message, c
     assert not (tmp_path / "out").exists()
 
 
-def test_the_default_is_stored_as_a_number(imagenet, tmp_path, monkeypatch):
+def test_the_default_is_stored_as_a_number(imagenet, tmp_path, monkeypatch, capsys):
     started = []
     monkeypatch.setattr(training_run, "start_processes", lambda *args, **_: started.append(args[3]))
     words = [str(imagenet), "-a", "resnet18", "-b", "8", "--crop-size", "32", "--output-dir", str(tmp_path)]
     SCRIPTS["moco"].main([*words, "--enable-multicrop"])
     assert started[0].mini_crop_size == 14
     assert [view.size for view in SCRIPTS["moco"].view_plan(started[0]).mini] == [14] * 6
+    SCRIPTS["moco"].main(words)
+    assert "--mini-crop-size" not in capsys.readouterr().out  # it was not given, so no note says that it has no effect

@@ -2,10 +2,10 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 
@@ -13,7 +13,10 @@ import pytest
 import torch.distributed as dist
 
 from moco.engine import watchdog
+from moco.engine.launch_plan import Launch
+from moco.engine.launch_processes import start_processes
 from moco.engine.watchdog import DATA, REPORT, STEP, Watchdog, verdict
+from tests.ranks import Program, quick_launches
 
 
 @pytest.fixture
@@ -167,43 +170,31 @@ def test_a_store_that_does_not_answer_is_named_only_where_the_run_hangs(ends, ca
         raise KeyError  # which is not held up by telling the others
 
 
-ALONE = """
-import sys, time
-import torch.distributed as dist
-from moco.engine.watchdog import Watchdog
-with Watchdog(dist.FileStore(sys.argv[1], 1), 0, 1, 600):
-    print(1, flush=True)
-    time.sleep(600)
-"""
+def alone(place):
+    with Watchdog(dist.FileStore(place, 1), 0, 1, 600):
+        print(1, flush=True)
+        time.sleep(600)
 
 
 def test_the_watching_process_ends_with_a_killed_one(tmp_path):
-    program = subprocess.Popen([sys.executable, "-c", ALONE, str(tmp_path / "s")], stdout=subprocess.PIPE, text=True)
+    program = Program(alone, str(tmp_path / "s"))
     assert program.stdout.readline() == "1\n"
-    program.kill()
-    program.communicate(timeout=20)  # returns when no process holds the pipe any more
+    os.kill(program.pid, signal.SIGKILL)
+    code, *_ = program.finish(20)  # returns when no process holds the pipes any more
+    assert code == -signal.SIGKILL
 
 
-# One rank never gets on, in a call that holds Python's global lock; which one has come further is given.
-HOLDS_THE_LOCK = """
-    import re, sys, time
-    import torch
-    import torch.distributed as dist
-    from moco.engine import watchdog
-    from moco.engine.launch_processes import start_processes
-    from moco.engine.launch_plan import Launch
+def holds_the_lock(device, step):
+    """One rank never gets on, in a call that holds Python's global lock; which one has come further is given."""
+    watchdog.at(0, step if dist.get_rank() == 1 else 5, STEP)
+    if dist.get_rank() == 1:
+        re.match(r"(a+)+$", 40 * "a" + "b")
+    time.sleep(1000)
 
-    watchdog.LOOK, watchdog.GRACE = 0.2, 0.5
 
-    def worker(device, step):
-        watchdog.at(0, int(step) if dist.get_rank() == 1 else 5, watchdog.STEP)
-        if dist.get_rank() == 1:
-            re.match(r"(a+)+$", 40 * "a" + "b")
-        time.sleep(1000)
-
-    if __name__ == "__main__":
-        start_processes(worker, Launch("spawn", local=2, backend="gloo"), sys.argv[1], timeout=2)
-"""
+def launched(step):
+    with quick_launches():
+        start_processes(holds_the_lock, Launch("spawn", local=2, backend="gloo"), step, timeout=2)
 
 
 @pytest.mark.parametrize(
@@ -217,12 +208,9 @@ HOLDS_THE_LOCK = """
         (6, "rank 0 (epoch 0, step 5, computing) did not arrive; all other ranks (epoch 0, step 6, computing) wait"),
     ],
 )
-def test_a_rank_that_holds_pythons_lock_answers_and_ends(step, blamed, tmp_path):
-    (tmp_path / "program.py").write_text(textwrap.dedent(HOLDS_THE_LOCK))
-    command = [sys.executable, str(tmp_path / "program.py"), str(step)]
-    env = {**os.environ, "PYTHONPATH": os.getcwd()}
-    result = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True, timeout=100)
-    assert result.returncode == 1 and blamed in result.stderr
+def test_a_rank_that_holds_pythons_lock_answers_and_ends(step, blamed):
+    code, _, stderr = Program(launched, step).finish(100)
+    assert code == 1 and blamed in stderr
 
 
 FREE = False, False  # neither of two ranks is paused

@@ -1,10 +1,17 @@
 """A short fuzzing of the image and the checkpoint path, and that it would notice."""
 
+import multiprocessing
 import os
 
 import pytest
 
 from moco.faults import fuzz
+from tests.ranks import FORKSERVER
+
+
+@pytest.fixture(autouse=True)
+def _readers_start_at_once(monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: FORKSERVER)
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)
