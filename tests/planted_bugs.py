@@ -37,6 +37,11 @@ CHECKS = {
 # Name: (check, file, text, replacement).
 BUGS = {
     "none": ("all", "", "", ""),
+    "a figure is read in the step": (
+        *("epoch", "moco/engine/training_statistics.py"),
+        "positive, negative = T *",
+        "float(logits[0, 0]); positive, negative = T *",
+    ),
     "no record_stream": ("copies", "moco/data/prefetch_to_device.py", "x.record_stream(main)", "pass"),
     "labels without record_stream": ("copies", "moco/data/prefetch_to_device.py", "in (*views, labels):", "in views:"),
     "no wait_stream": ("copies", "moco/data/prefetch_to_device.py", "main.wait_stream(side)", "pass"),
@@ -260,7 +265,8 @@ def main(names):
     results, started, left = {}, {}, list(names or BUGS)
     while started or left:
         while left and len(started) < CORES:
-            started[left[0]] = start(left.pop(0))
+            name = left.pop(0)
+            started[name] = start(name)
         child, reader = started.pop(name := next(iter(started)))
         with os.fdopen(reader) as answer:
             results[name] = json.loads(answer.read() or f'"{CRASH}"')
