@@ -69,7 +69,7 @@ def prepare(args, launch):
     names = CheckpointNames(args.output_dir, "checkpoint", numbered=False, best="model_best")
     build_trial = partial(build, args, len(val.classes))
     if args.evaluate:
-        check_resume(args, launch, build_trial, names.resumable(), any_options=True)
+        check_resume(args, launch, build_trial, names, any_options=True)
         check_source(args.evaluate, args.resume, args.pretrained)
         return names, None, val
     if train.classes != val.classes:
@@ -144,7 +144,7 @@ def train(run, train_folder, val_folder):
     args = run.args
     views = asym_aug_plan(baseline_plan(args.crop_size)).target  # crop and flip
     model, optimizer = build(args, len(val_folder.classes), run.device)
-    run.announce(train_folder or val_folder, *introduction(model, len(val_folder.classes), args))
+    run.announce(filter(None, (train_folder, val_folder)), *introduction(model, len(val_folder.classes), args))
     noise = partial(noise_output, args.crop_size, args.precision)
     net = run.prepare(model, optimizer, noise, trains=not args.evaluate)
     batch = args.total_batch // run.launch.world

@@ -135,7 +135,7 @@ def train(run, folder):
     args = run.args
     plan = view_plan(args)
     guess = blind_guess(args.moco_k, len(plan.mini))
-    run.announce(folder, *introduction(run, plan, guess))
+    run.announce([folder], *introduction(run, plan, guess))
     model, optimizer = build(args, run.device)
     net = run.prepare(model, optimizer, partial(noise_loss, plan, args.precision), fewest=2 * args.bn_splits)
     options = run.loader_options(folder)

@@ -127,9 +127,10 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys, monkeypatch):
     assert math.isclose(resumed["optimizer"]["param_groups"][0]["lr"], 0.5 * 0.5)  # half a cosine, half way
     two = torch.load(tmp_path / "checkpoint__0000.pth.tar", weights_only=True) | {"processes": 2}
     torch.save(two, tmp_path / "two.pth.tar")
-    log = run("--resume", str(tmp_path / "two.pth.tar"))
+    elsewhere = ["--resume", str(tmp_path / "two.pth.tar"), "--output-dir", str(tmp_path / "two")]
+    log = run(*elsewhere)
     assert "batch normalisation: 1 group of 48 images\nnote: before the resume it saw 24 images at a time" in log
-    assert "before the resume" not in run("--resume", str(tmp_path / "two.pth.tar"), "--bn-splits", "2")
+    assert "before the resume" not in run(*elsewhere, "--bn-splits", "2")
     assert "--bn-splits is 2, but the checkpoint" in refused("--bn-splits", "2")
     assert "--precision is bf16, but the checkpoint" in refused("--precision", "bf16")
     log = run("--resume", str(tmp_path / "checkpoint__0001.pth.tar"), "--force")

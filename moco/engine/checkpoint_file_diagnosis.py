@@ -48,7 +48,7 @@ def missing(path):
 
 def _names_in(folder):
     try:
-        return os.listdir(folder)
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError:
         return []
 

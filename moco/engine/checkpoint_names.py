@@ -1,8 +1,9 @@
 """The names of a script's checkpoint files, and which of them exist, may be resumed, or are to be removed."""
 
+import glob
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ENDING = ".pth.tar"
 LAST = "last"  # the checkpoint within an epoch
@@ -52,6 +53,16 @@ class CheckpointNames:
         """The path of the hidden file that a run of this script and tag locks."""
         return os.path.join(self.folder, f".{self.prefix}.lock")
 
+    def bad_images(self):
+        """The path of the list of --on-bad-image skip: bad_images.txt for main_moco.py without --tag."""
+        tag = self.prefix.removeprefix("checkpoint_") if self.numbered else "-lincls"
+        return os.path.join(self.folder, f"bad_images{'_' * (self.numbered and tag != '')}{tag}.txt")
+
+    def in_earlier_folders(self):
+        """The paths of all files that a later run has moved into folders `earlier-ID`."""
+        folders = glob.glob(os.path.join(glob.escape(self.folder), "earlier-*"))
+        return [path for folder in sorted(folders) for path in replace(self, folder=folder).resumable()]
+
     def _path(self, name):
         return os.path.join(self.folder, name + ENDING)
 
@@ -91,6 +102,6 @@ class CheckpointNames:
         """
         existing = () if fresh else self.resumable().values()
         if not self.numbered:
-            return 2 + (self.best is not None) - len(existing)
+            return max(0, 2 + (self.best is not None) - len(existing))
         files = min(self.keep or epochs, epochs) + 1  # 1 for the checkpoint within an epoch
-        return files - (len(existing) if self.keep else LAST in existing)
+        return max(0, files - (len(existing) if self.keep else LAST in existing))

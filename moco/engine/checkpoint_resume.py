@@ -1,5 +1,6 @@
 """--resume: which checkpoint to continue from, whether it fits this run, and what is loaded from it."""
 
+import os
 import secrets
 
 import torch
@@ -10,7 +11,7 @@ from moco.engine.result_changing_options import label, result_options
 from moco.pipe_safe_print import first_line
 
 
-def check_resume(args, launch, build, candidates, any_options=False):
+def check_resume(args, launch, build, names, any_options=False):
     """Refuses a checkpoint that --resume can't continue. Without --seed, `args.seed` becomes the checkpoint's seed.
 
     Only the process that is rank 0, or that will start it, reads the file. For "auto", `args.resume` becomes the
@@ -18,7 +19,7 @@ def check_resume(args, launch, build, candidates, any_options=False):
 
     Args:
         build: called without arguments; returns (model, optimizer) as the run will have them.
-        candidates: paths for "auto".
+        names: the script's CheckpointNames; "auto" chooses from its files.
         any_options: whether the flags may differ from the checkpoint's.
 
     Returns:
@@ -31,9 +32,12 @@ def check_resume(args, launch, build, candidates, any_options=False):
         return None
     auto = args.resume == "auto"
     if auto:
-        args.resume = newest_intact(candidates)
+        args.resume = newest_intact(names.resumable())
         if args.resume is None:
-            print(f"resume: no checkpoint in {args.output_dir!r}; this run starts from the beginning", flush=True)
+            line = f"resume: no checkpoint in {args.output_dir!r}; this run starts from the beginning"
+            if earlier := max(names.in_earlier_folders(), key=os.path.getmtime, default=None):
+                line += f", though there is {earlier!r} of an earlier run"
+            print(line, flush=True)
             return None
     checkpoint = read(args.resume, check=not auto)  # `newest_intact` has compared the checksums already
     check_numbers(checkpoint, args.resume)

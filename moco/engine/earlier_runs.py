@@ -1,18 +1,20 @@
-"""Keeps runs apart: before a run writes, it moves another run's checkpoints out of its way. Nothing is overwritten.
+"""Keeps runs apart: before a run writes, it moves the files of other runs out of its way. Nothing is overwritten.
 
-Each run has an id, which its checkpoints and log lines contain. A run owns the files of its script and tag in
---output-dir that contain its id and are not newer than the point from which it starts. All others are moved into
-`earlier-ID/` in the same folder, where ID is the run that wrote them.
+Each run has an id, which its checkpoints and log lines contain. If a run resumes a file in --output-dir, it owns the
+files of its script and tag there that contain its id and are not newer than that file. A run that resumes no file in
+--output-dir owns no file there. All other files are moved into `earlier-ID/` in the same folder, where ID is the run
+that wrote them.
 """
 
+import contextlib
 import os
 import secrets
 from itertools import count
 
-from moco.engine.checkpoint_file_read import check_numbers, read
+from moco.engine.checkpoint_file_read import check_intact, check_numbers, read
 from moco.engine.checkpoint_format import UNKNOWN, CheckpointError, progress_of, run_of
 
-BAD_IMAGES = "bad_images.txt"  # the list of --on-bad-image skip in --output-dir
+UNREADABLE = ""  # stands for the run that wrote a file which can't be read
 
 
 def new_id():
@@ -25,12 +27,11 @@ def files_of_others(names, run, place):
 
     Args:
         names: the script's CheckpointNames. run: the id of the run that starts.
-        place: (finished epochs, finished steps of the next epoch) of the checkpoint that it resumes; None for a fresh
-            run, to which no existing file belongs.
+        place: (finished epochs, finished steps of the next epoch) of the file in the folder that the run resumes; None
+            if it resumes none of them.
 
     Returns:
-        dict from the id of a run to its paths, the least advanced first. An unreadable file belongs to UNKNOWN; if
-        the run resumes, such a file stays where it is, as one of the run's own that was damaged.
+        dict from the id of a run, or UNREADABLE, to its paths, the least advanced first.
     """
     found = {}
     for path in names.existing():
@@ -39,9 +40,7 @@ def files_of_others(names, run, place):
             check_numbers(checkpoint, path)
             owner, progress = run_of(checkpoint), progress_of(checkpoint)
         except CheckpointError:
-            if place is not None:
-                continue
-            owner, progress = UNKNOWN, (-1, 0)
+            owner, progress = UNREADABLE, (0, 0)
         if place is None or owner != run or progress > place:
             found.setdefault(owner, []).append((progress, path))
     return {owner: [path for _, path in sorted(files)] for owner, files in found.items()}
@@ -50,8 +49,8 @@ def files_of_others(names, run, place):
 def move_files_of_others(names, run, place, dry_run=False):
     """Moves the files of `files_of_others` into `earlier-ID/`, and prints a line for each earlier run.
 
-    The list of bad images is moved along if the run is fresh. The newest file is moved last. So if the program is
-    killed meanwhile, --resume auto still finds it.
+    The list of bad images is moved along, unless the run owns files in the folder. The newest checkpoint is moved
+    last. So if the program is killed meanwhile, --resume auto still finds it.
 
     Args:
         names, run, place: as for `files_of_others`. dry_run: whether only to print what would be moved.
@@ -62,29 +61,52 @@ def move_files_of_others(names, run, place, dry_run=False):
     Raises:
         ValueError: a file can't be moved.
     """
-    moved = {}
-    for owner, paths in files_of_others(names, run, place).items():
-        bad_images = os.path.join(names.folder, BAD_IMAGES)
-        more = [bad_images] * (place is None and os.path.exists(bad_images) and bad_images not in moved)
-        folder = _free_folder(names.folder, owner, [*more, *paths])
-        targets = {path: os.path.join(folder, os.path.basename(path)) for path in [*more, *paths]}
+    moved, groups, listed = {}, files_of_others(names, run, place), names.bad_images()
+    if place is None and os.path.exists(listed):
+        groups.setdefault(next(iter(groups), UNKNOWN), []).insert(0, listed)
+    for owner, paths in groups.items():
+        folder = _free_folder(names.folder, owner or UNKNOWN, paths)
+        targets = {path: os.path.join(folder, os.path.basename(path)) for path in paths}
+        newest = None if owner == UNREADABLE else _newest_intact([path for path in paths if path != listed])
         if not dry_run:
             _move(targets)
             moved |= targets
-        what = f"{len(paths)} checkpoint{'s' * (len(paths) > 1)} of the earlier run {owner}"
-        if owner == run:
-            what = f"{len(paths)} newer checkpoint{'s' * (len(paths) > 1)} of this run"
-        verb = f"would be moved to {folder!r}" if dry_run else f"moved to {folder!r}"
-        file = "auto" if dry_run else targets[paths[-1]]
-        print(f"note: {what} {verb}; to continue from there instead, give --resume {file}", flush=True)
+        n = len(paths) - (listed in paths)
+        line = f"{_in_words(n, owner, run, place)} {'would be' if dry_run else 'were' if n > 1 else 'was'} moved to "
+        way_back = f"; to continue from there instead, give --resume {newest if dry_run else targets.get(newest)}"
+        print(f"note: {line}{folder!r}{way_back if newest else ''}", flush=True)
     return moved
+
+
+def _in_words(n, owner, run, place):
+    if n == 0:
+        return "the list of bad images of an earlier run"
+    checkpoints = f"checkpoint{'s' * (n > 1)}"
+    if owner == UNREADABLE:
+        return f"{n} unreadable {checkpoints}"
+    if owner == run:
+        return f"{n} {'other' if place is None else 'newer'} {checkpoints} of this run"
+    return f"{n} {checkpoints} of the earlier run {owner}"
+
+
+def _newest_intact(paths):
+    """The last of some checkpoints, listed from the least advanced, that is not damaged; None if there is none."""
+    for path in reversed(paths):
+        with contextlib.suppress(CheckpointError):
+            check_intact(path)
+            return path
+    return None
 
 
 def _move(targets):
     for path, target in targets.items():
         try:
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.rename(path, target)
+            if os.path.islink(path):  # a relative link would point to nothing in the other folder
+                os.symlink(os.path.realpath(path), target)
+                os.remove(path)
+            else:
+                os.rename(path, target)
         except OSError as error:
             raise ValueError(
                 f"can't move {path!r} of an earlier run to {target!r}: {error.strerror}; give another --output-dir"

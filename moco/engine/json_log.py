@@ -7,12 +7,14 @@ start, resume   `argv`, `options`, `seed`, `place` (finished epochs, finished st
 step            `epoch`, `step` (both 0-based); `loss`, `acc1`, `acc5` of this step (accuracies in percent), `seconds`
                 (of this step), `wait` (share of the epoch's time spent waiting for data), `lr`, `grad_norm`; in
                 pretraining also `std`, `positive` and `negative` (see `training_statistics.statistics_of`)
-epoch           `epoch`; `loss`, `acc1`, `acc5`, `seconds` as means over its steps; `wait`, `lr`; `val_acc1` in linear
-                classification; `bad_images`, the number of bad images so far, if there are any
+epoch           `epoch`; `loss`, `acc1`, `acc5`, `seconds` as means over its steps from `first_step` on, which is not 0
+                if the run was resumed within the epoch; `wait`, `lr`; `val_acc1` in linear classification;
+                `bad_images`, the number of bad images so far, if there are any
 stop            `signal`, `checkpoint` (path of the last checkpoint)
 
 All figures are those of the global batch, except `seconds` and `wait`, which rank 0 measures. A float that is not
-finite is written as a string. A resumed run appends to the file, and so does another run in the same folder.
+finite is written as a string; `grad_norm` is one in each fp16 step that the loss scaler skips. A resumed run appends
+to the file, and so does another run in the same folder.
 """
 
 import contextlib

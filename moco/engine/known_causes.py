@@ -11,10 +11,12 @@ from moco.data.bad_image_substitutes import TooManyBadImages
 from moco.data.image_decoding import BadImageError, ImageReadError
 from moco.distributed import RanksDiffer
 from moco.engine.checkpoint_format import CheckpointError
+from moco.engine.output_lock import OutputInUse
 from moco.engine.rendezvous import RendezvousError
 
 ON_EVERY_RANK = (FloatingPointError, RanksDiffer)  # every rank raises them, with the same message
-CLEAR = (BadImageError, ImageReadError, TooManyBadImages, CheckpointError, RendezvousError, *ON_EVERY_RANK)
+CLEAR = (BadImageError, ImageReadError, TooManyBadImages, CheckpointError, OutputInUse, RendezvousError)
+CLEAR += ON_EVERY_RANK
 SHARED = "/dev/shm"  # where the batches of the data workers lie
 # The following match messages of torch. Shared memory is full: SIGBUS ended a worker, or a file can't be made there.
 NO_SHARED_MEMORY = re.compile(r"DataLoader worker.*Bus error|</torch_\d+.*>.*(No space left|Cannot allocate)")

@@ -141,6 +141,8 @@ def _join_group(local_rank, worker, plan, timeout, folder, lost, launcher, args)
     share_cores(plan.local)
     url = plan.url or f"file://{folder}/rendezvous"
     try:
+        if plan.mode == "spawn" and os.getppid() != launcher:  # it was killed while this process started
+            sys.exit(1)
         store = rendezvous(url, rank, world, timeout or RENDEZVOUS)
         with Watchdog(dist.PrefixStore("watchdog", store), rank, world, timeout or math.inf, lost):
             device = _device(local_rank if plan.gpu is None else plan.gpu)

@@ -22,6 +22,10 @@ HELD = (BlockingIOError, PermissionError)  # what the system raises if another p
 _descriptors = {}  # of the lock files that this process has open; closing one would release all its locks on that file
 
 
+class OutputInUse(ValueError):
+    """Another run of the script and tag writes into the folder; the message names it."""
+
+
 def lock_output(names, run, create=True):
     """Locks the folder for this process. It waits WAIT seconds for a run that is just ending and may still save.
 
@@ -30,21 +34,19 @@ def lock_output(names, run, create=True):
         create: whether to create the lock file. Otherwise nothing happens if it does not exist.
 
     Raises:
-        ValueError: another run of the script and tag writes into the folder, or the lock file can't be opened.
+        OutputInUse: another run of the script and tag writes into the folder.
+        ValueError: the lock file can't be opened.
     """
     if (descriptor := _open(names, create)) is None:
         return
     deadline = None
-    while holder := _locked_by(descriptor):
+    while holder := _locked_by(descriptor, says=create):
         if deadline is None:
             print(f"waiting up to {WAIT:g} s for {holder}, which writes into {names.folder!r}", flush=True)
             deadline = time.monotonic() + WAIT
         if time.monotonic() > deadline:
             unlock_output()
-            raise ValueError(
-                f"{holder} writes {names.prefix}*.pth.tar into {names.folder!r}; wait until it ends, or give another "
-                "--output-dir or, in main_moco.py, another --tag"
-            )
+            raise _in_use(names, holder)
         time.sleep(0.1)
     with contextlib.suppress(OSError):  # no locks here, or a full disk
         fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, 1)  # for rank 0, which may be another process
@@ -56,15 +58,24 @@ def holder_of(names):
     """In words, which run has locked the folder; None if none has. It changes nothing."""
     if (descriptor := _open(names, create=False)) is None:
         return None
-    holder = _locked_by(descriptor)
+    holder = _locked_by(descriptor, says=False)
     unlock_output()
     return holder
 
 
 def lock_output_in_rank_0(names):
-    """Takes rank 0's own lock, in a process that `lock_output` was called in or for."""
-    with contextlib.suppress(OSError):  # `lock_output` has printed what can't be done here
-        fcntl.lockf(_open(names, create=True), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1)
+    """Takes rank 0's own lock, in the process that called `lock_output` or one that it started.
+
+    Raises:
+        OutputInUse: another run has the folder, since the process that started this one was killed.
+    """
+    descriptor = _open(names, create=True)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1)
+    except HELD:
+        raise _in_use(names, _holder(descriptor)) from None
+    except OSError:
+        pass  # this file system has no locks, as `lock_output` has said
 
 
 def unlock_output():
@@ -78,7 +89,9 @@ def _open(names, create):
     path = names.lock_file()
     if path not in _descriptors:
         try:
-            _descriptors[path] = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
+            _descriptors[path] = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0))
+            with contextlib.suppress(OSError):  # the file of another user
+                os.chmod(path, 0o666)  # for other users of a shared folder, whatever the umask
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -88,12 +101,27 @@ def _open(names, create):
     return _descriptors[path]
 
 
-def _locked_by(descriptor):
-    """Locks both bytes and returns None; if another process holds one of them, returns in words which process."""
+def _locked_by(descriptor, says):
+    """Locks both bytes and returns None; if another process holds one of them, returns in words which process.
+
+    Where the file system has no locks, it `says` so, or not.
+    """
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 2, 0)
     except HELD:
-        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another run"
+        return _holder(descriptor)
     except OSError as error:
-        say(f"note: this file system has no locks ({error.strerror}); let only one run write into a folder")
+        if says:
+            say(f"note: this file system has no locks ({error.strerror}); let only one run write into a folder")
     return None
+
+
+def _holder(descriptor):
+    return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another run"
+
+
+def _in_use(names, holder):
+    return OutputInUse(
+        f"{holder} writes {names.prefix}*.pth.tar into {names.folder!r}; wait until it ends, or give another "
+        "--output-dir or, in main_moco.py, another --tag"
+    )

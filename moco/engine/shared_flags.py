@@ -39,7 +39,7 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay, lr_help="initial le
     add("--timeout", metavar="S", default=600.0, type=SECONDS, help=help)
     help = "resume even if a flag that changes the result differs from the checkpoint's"
     add("--force", action="store_true", help=help)
-    help = "print what the run would do, up to its first step, and end without changing any file"
+    help = "print what the run would do, up to its first step, and end without changing anything in --output-dir"
     add("--dry-run", action="store_true", help=help)
     help = "random seed (default: the resumed checkpoint's seed; otherwise a new one, which is printed)"
     add("--seed", metavar="N", type=SEED, help=help)

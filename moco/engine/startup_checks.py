@@ -53,7 +53,7 @@ def parse_and_check(parser, prepare, argv=None, least=1):
         prepared = prepare(args, launch)
         if launch.has_rank_0:
             args.seed = secrets.randbits(31) if args.seed is None else args.seed
-            for note in args.notes + options_without_effect.notes(args, given, launch.world):
+            for note in args.notes + options_without_effect.notes(args, given, launch.mode == "alone"):
                 print(note, flush=True)
     except (ValueError, OSError) as error:
         unlock_output()
@@ -101,6 +101,8 @@ def check_enough_images(folder, total_batch):
 def check_training(args, launch, folder, names, build):
     """The checks of both scripts before a training: enough images, and --resume. Sets `args.images`.
 
+    If there is a lock file, it also locks the output folder, which may take 10 s.
+
     Args:
         folder: the ImageFolder of the training images. names: the script's CheckpointNames.
         build: called without arguments; returns (model, optimizer) as the run will have them.
@@ -115,20 +117,20 @@ def check_training(args, launch, folder, names, build):
     args.images = len(folder)
     if launch.has_rank_0 and not args.dry_run:
         lock_output(names, args.run, create=False)  # so that --resume auto sees the last file of a run that just ends
-    return check_resume(args, launch, build, names.resumable())
+    return check_resume(args, launch, build, names)
 
 
 def prepare_output(args, names, launch, place):
     """Creates and locks the output folder, and tidies it up: the last check, only where rank 0 will run.
 
     Files that an earlier run left half-written are removed, and its checkpoints are moved out of the way. With
-    --dry-run, nothing is changed. `args.resume` follows its file.
+    --dry-run, nothing is changed. `args.resume` and `args.pretrained` follow their files.
 
     Args:
         names: the script's CheckpointNames. launch: a Launch. place: as `check_training` returns it.
 
     Raises:
-        ValueError: the folder can't be made or written to, or another run uses it.
+        ValueError: the folder can't be made or written to, another run uses it, or a file can't be moved.
     """
     folder = names.folder
     if not launch.has_rank_0:
@@ -137,10 +139,12 @@ def prepare_output(args, names, launch, place):
         output_folder(folder)
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"--output-dir {error}") from error
+    own_files = set(map(os.path.realpath, names.existing()))
+    own_place = place if args.resume and os.path.realpath(args.resume) in own_files else None
     if args.dry_run:
         if holder := holder_of(names):
             print(f"note: {holder} writes into {folder!r} at the moment; without --dry-run, this run would be refused")
-        move_files_of_others(names, args.run, place, dry_run=True)
+        move_files_of_others(names, args.run, own_place, dry_run=True)
         return
     try:
         os.makedirs(folder, exist_ok=True)
@@ -150,7 +154,8 @@ def prepare_output(args, names, launch, place):
     for file in os.listdir(folder):
         if file.endswith(TEMPORARY) and re.fullmatch(names.pattern(), file.removesuffix(TEMPORARY)):
             os.remove(os.path.join(folder, file))
-    moved = move_files_of_others(names, args.run, place)
-    if args.resume:
-        new_paths = {os.path.realpath(old): new for old, new in moved.items()}
-        args.resume = new_paths.get(os.path.realpath(args.resume), args.resume)
+    moved = move_files_of_others(names, args.run, own_place)
+    new_paths = {os.path.realpath(old): new for old, new in moved.items()}
+    for name in {"resume", "pretrained"} & vars(args).keys():
+        if path := getattr(args, name):
+            setattr(args, name, new_paths.get(os.path.realpath(path), path))

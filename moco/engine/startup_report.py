@@ -31,10 +31,10 @@ def report(args, launch, device, start, workers):
     plural = "s" * (workers != 1)
     print(f"devices: {launch.world} x {device.type} ({name}{group}), {workers} data worker{plural} each", flush=True)
     epochs, steps = start
+    more = f" and {steps} steps" * bool(steps)
     if args.resume and getattr(args, "evaluate", False):
-        print(f"evaluating {args.resume!r}, saved after {epochs} epoch{'s' * (epochs != 1)}", flush=True)
+        print(f"evaluating {args.resume!r}, saved after {epochs} epoch{'s' * (epochs != 1)}{more}", flush=True)
     elif args.resume:
-        more = f" and {steps} steps" * bool(steps)
         print(f"resumed {args.resume!r}: {epochs} of {args.epochs} epochs{more} are done", flush=True)
 
 
@@ -68,16 +68,22 @@ def queue_notes(keys, images):
     """Yields a note if the queue of `keys` keys is too long for the number of training images."""
     if keys > images / 2:
         yield (
-            f"note: with --moco-k {keys} and {images} images, the queue holds earlier views of the very images of a "
-            f"step as negatives; give --moco-k {max(images // 2, 1)} or less"
+            f"note: with --moco-k {keys} and {images} images, the queue often holds keys of a step's own images, "
+            f"which then count as negatives; give --moco-k {max(images // 2, 1)} or less"
         )
 
 
-def steps_report(steps, epochs, place):
-    """Yields lines on how many steps a run takes; `place` is (finished epochs, finished steps of the next epoch)."""
+def steps_report(steps, epochs, place, save_every):
+    """Yields lines on how many steps a run takes.
+
+    Args:
+        steps: in an epoch. place: (finished epochs, finished steps of the next epoch). save_every: of --save-every.
+    """
     whole = steps * epochs
     left = whole - steps * place[0] - place[1]
     yield f"steps: {steps} per epoch, {whole} in all" + (f", {left} left" if left != whole else "")
+    if save_every and save_every >= steps:
+        yield f"note: --save-every has no effect, since an epoch has {steps} steps"
     if whole < FEW_STEPS:
         yield (
             f"note: {whole} steps are very few for a training; give more --epochs, more images or a smaller "

@@ -17,18 +17,19 @@ from moco.pipe_safe_print import say
 
 
 class Epoch:
-    """One epoch. All figures in the log are those of the global batch.
+    """One epoch. The figures in the log are those of the global batch; the times are those of rank 0.
 
     Args:
         run: the Run. number: the 0-based epoch.
 
     Attributes:
         number: the 0-based epoch. is_first: whether it is the first epoch since the start or the resume.
+        start: the 0-based step with which it starts, not 0 if the run was resumed within the epoch.
     """
 
     def __init__(self, run, number):
         self.run, self.number, self.is_first = run, number, number == run.place[0]
-        self.length = len(run.loader)
+        self.length, self.start = len(run.loader), run.loader.batch_sampler.start
         self.timer = StepTimer(run.device)
         self.loss, self.top1 = AverageMeter("Loss", ":.4e"), AverageMeter("Acc@1", ":6.2f")
         self.top5 = AverageMeter("Acc@5", ":6.2f")
@@ -43,7 +44,7 @@ class Epoch:
         The global step is 0-based. Images are a list with one batch per view, N x 3 x size x size, float32,
         normalised; labels are N, long; both are on the device.
         """
-        run, start = self.run, self.run.loader.batch_sampler.start
+        run, start = self.run, self.start
         watchdog.at(self.number, start, watchdog.DATA)
         batches = prefetched(self.timer.waiting(run.loader), run.transform, run.device)
         batches = self.batches = Lookahead(self.timer.arriving(batches))
@@ -63,8 +64,8 @@ class Epoch:
 
         Args:
             loss, acc1, acc5: scalar tensors of this process, accuracies in percent; read only if something is printed.
-            norm, sums: of `training_statistics`, `gradient_norm` and, if there are any, `contrast_sums`; needed in
-                steps that print.
+            norm, sums: the `gradient_norm` and, in pretraining, the `contrast_sums` of `training_statistics`; needed
+                only in steps that print.
 
         Raises:
             FloatingPointError: a loss or weight is not finite. CheckpointError: checkpoints can't be written.
@@ -151,7 +152,7 @@ class Epoch:
         if torch.is_tensor(self.loss.val):  # there were steps after the last exchange
             self._exchange()
         run.guard.check()
-        facts = {"lr": self._lr()}
+        facts = {"lr": self._lr(), "first_step": self.start}
         if val_acc1 is not None:
             facts["val_acc1"] = val_acc1
         substitutes = run.loader.dataset.substitutes
@@ -164,9 +165,11 @@ class Epoch:
             run.best_acc1 = val_acc1
             paths.insert(0, run.names.of_best())
         if rank() == 0:
-            figures = f"mean loss {self.loss.avg:.4f}, Acc@1 {self.top1.avg:.2f}, Acc@5 {self.top5.avg:.2f}, "
+            means = f"mean loss {self.loss.avg:.4f}, Acc@1 {self.top1.avg:.2f}, Acc@5 {self.top5.avg:.2f}"
+            since = f" since step {self.start}" * (self.start > 0)
             took = timedelta(seconds=round(time.monotonic() - self.started))
-            say(f"epoch {self.number} ended: {figures * (self.loss.count > 0)}{took}; writing {paths[-1]!r}")
+            figures = f"{means}{since}, " * (self.loss.count > 0)
+            say(f"epoch {self.number} ended: {figures}{took}; writing {paths[-1]!r}")
         run.save(paths, self.number + 1, remove=run.names.outdated(self.number))
 
     def _lr(self):

@@ -19,7 +19,6 @@ from moco.engine.checkpoint_resume import restore
 from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.determinism import set_determinism
 from moco.engine.disk_space import check_disk_space, size_of
-from moco.engine.earlier_runs import BAD_IMAGES
 from moco.engine.json_log import JsonLog
 from moco.engine.launch_plan import cores, memory
 from moco.engine.launch_processes import start_processes
@@ -77,6 +76,8 @@ class Run:
     def __init__(self, device, args, launch, names):
         watchdog.at_start("reading the checkpoint")
         self.started = time.monotonic()
+        if rank() == 0 and not (args.dry_run or getattr(args, "evaluate", False)):
+            lock_output_in_rank_0(names)
         args.seed, args.resume, args.run = from_rank_0((args.seed, args.resume, args.run))
         check_same_options(args)
         set_determinism(args.deterministic)
@@ -100,14 +101,14 @@ class Run:
     def __exit__(self, *error):
         return self.exits.__exit__(*error)
 
-    def announce(self, folder, *lines):
+    def announce(self, folders, *lines):
         """Prints, on rank 0 only, what the run uses: images, the script's lines, seed, devices, the resumed file.
 
         Args:
-            folder: the ImageFolder that the run reads. lines: of the script.
+            folders: the ImageFolders that the run reads. lines: of the script.
         """
         if rank() == 0:
-            for line in (folder.summary(), *lines):
+            for line in (*(folder.summary() for folder in folders), *lines):
                 print(line)
             startup_report.report(self.args, self.launch, self.device, self.place, self.workers)
 
@@ -122,7 +123,7 @@ class Run:
     def loader_options(self, folder):
         """Keyword arguments for `training_loader` that depend on the shared flags; `folder` is an ImageFolder."""
         args = self.args
-        substitutes = substitutes_for(folder, args.on_bad_image, args.seed, args.output_dir)
+        substitutes = None if args.on_bad_image == "stop" else Substitutes(folder, args.seed, self.names.bad_images())
         return {"augment_on": args.augment_on, "substitutes": substitutes, "room": self.room}
 
     def prepare(self, model, optimizer, loss_of_noise, fewest=1, trains=True):
@@ -165,7 +166,7 @@ class Run:
         watchdog.at_start("starting the data workers")
         self.loader, self.transform, self.monitor = loader, transform, monitor
         if rank() == 0:
-            for line in startup_report.steps_report(len(loader), args.epochs, self.place):
+            for line in startup_report.steps_report(len(loader), args.epochs, self.place, args.save_every):
                 print(line, flush=True)
             size = size_of([self.model.state_dict(), self.optimizer.state_dict()])
             files = self.names.files_to_come(args.epochs - first, fresh=not args.resume)
@@ -174,8 +175,6 @@ class Run:
             check_disk_space(args.output_dir, size, files, report=args.dry_run)
         if args.dry_run:
             return
-        if rank() == 0:
-            lock_output_in_rank_0(self.names)
         self.log = JsonLog(args.output_dir if rank() == 0 else None, args.run)
         self.log.write_start(args, self.device, self.place)
         self.stop = self.exits.enter_context(StopListener(args.print_freq))
@@ -211,8 +210,8 @@ class Run:
         """Waits until the last checkpoint is written, and prints how the run has ended. Call it after all epochs.
 
         Args:
-            next_step: called as `next_step(args, checkpoint)` with the path of the last checkpoint; returns a further
-                line, what to do next.
+            next_step: called as `next_step(args, launch, checkpoint)` with the path of the last checkpoint; returns
+                a further line, what to do next.
 
         Raises:
             CheckpointError: the last checkpoint can't be written.
@@ -221,14 +220,16 @@ class Run:
         if rank() != 0:
             return
         if args.dry_run:
-            print("dry run: the training would start now; nothing was changed", flush=True)
+            print(f"dry run: the training would start now; nothing in {args.output_dir!r} was changed", flush=True)
             return
         self.writer.close()
-        say(end_report.finished(args, self.started, args.epochs - self.place[0], self.writer.last))
+        say(end_report.finished(args, self.started, self.writer.last))
         if self.best_acc1 is not None:
-            say(f"best validation Acc@1: {self.best_acc1:.3f}, in {self.names.of_best()!r}")
+            best = self.names.of_best()
+            where = f"in {best!r}" if os.path.exists(best) else "reached before the resume, in another folder"
+            say(f"best validation Acc@1: {self.best_acc1:.3f}, {where}")
         if next_step is not None:
-            say(next_step(args, self.writer.last))
+            say(next_step(args, self.launch, self.writer.last))
 
     def leave(self):
         """Waits until the last checkpoint is written, then raises Stopped, which ends this process."""
@@ -248,10 +249,3 @@ def workers_per_process(workers, processes):
     processes, rounded up.
     """
     return math.ceil(min(workers, cores()) / processes)
-
-
-def substitutes_for(folder, on_bad_image, seed, output_dir):
-    """The Substitutes that --on-bad-image asks for, or None; the arguments are an ImageFolder and values of flags."""
-    if on_bad_image == "stop":
-        return None
-    return Substitutes(folder, seed, os.path.join(output_dir, BAD_IMAGES))

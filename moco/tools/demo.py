@@ -90,8 +90,8 @@ def run(*words):
 
 
 def epoch_losses(log):
-    """The mean loss on the last printed line of each epoch: dict from epoch to loss."""
-    found = re.findall(r"^Epoch: \[(\d+)\].*\tLoss \S+ \((\S+)\)", log, flags=re.MULTILINE)
+    """The mean loss of each epoch: dict from epoch to loss."""
+    found = re.findall(r"^epoch (\d+) ended: mean loss ([^\s,]+)", log, flags=re.MULTILINE)
     return {int(epoch): float(loss) for epoch, loss in found}
 
 

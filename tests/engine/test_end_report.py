@@ -9,30 +9,36 @@ import pytest
 import main_lincls
 import main_moco
 from moco.engine.end_report import finished, linear_classification
+from moco.engine.launch_plan import Launch
 
 
 def arguments(*words):
     return main_moco.build_parser().parse_args(["/data/image net", *words])
 
 
-@pytest.mark.parametrize("epochs, words", [(1, "1 epoch in 0:01:30;"), (3, "3 epochs in 0:01:30;")])
-def test_how_long_it_took(epochs, words):
-    line = finished(arguments(), time.monotonic() - 90, epochs, "out/c.pth.tar")
-    assert line == f"finished: {words} last checkpoint: 'out/c.pth.tar'"
-    line = finished(arguments("--resume", "x"), time.monotonic() - 90, epochs, "out/c.pth.tar")
-    assert f"{words[:-1]} since the resume;" in line
+def test_how_long_it_took():
+    line = finished(arguments("--epochs", "1"), time.monotonic() - 90, "out/c.pth.tar")
+    assert line == "finished: 1 epoch, 0:01:30 after the start; last checkpoint: 'out/c.pth.tar'"
+    line = finished(arguments("--resume", "x"), time.monotonic() - 3600, "c")
+    assert line.startswith("finished: 100 epochs, 1:00:00 after the resume;")
 
 
 @pytest.mark.parametrize(
-    "flags", ["", "-a resnet18 --crop-size 96 --multiprocessing-distributed --output-dir runs/x/"]
+    "mode, flags, start",
+    [
+        ("alone", "", "python main_lincls.py"),
+        ("spawn", "--nproc 3 -a resnet18 --crop-size 96 --output-dir runs/x/", "python main_lincls.py"),
+        ("spawn", "--multiprocessing-distributed", "python main_lincls.py"),
+        ("torchrun", "-a resnet18", "torchrun --nproc-per-node 3 main_lincls.py"),
+    ],
 )
-def test_the_next_command_is_one_of_main_lincls(flags):
+def test_the_next_command_is_one_of_main_lincls(mode, flags, start):
     pretraining = arguments(*flags.split())
-    command = linear_classification(pretraining, "runs/c 1.pth.tar").removeprefix("next, linear classification: ")
-    python, script, *words = shlex.split(command)
-    assert (python, script) == ("python", "main_lincls.py")
-    args = main_lincls.build_parser().parse_args(words)
+    line = linear_classification(pretraining, Launch(mode, local=3), "runs/c 1.pth.tar")
+    command = line.removeprefix("next, linear classification: ")
+    assert command.startswith(f"{start} --lars ")
+    args = main_lincls.build_parser().parse_args(shlex.split(command.removeprefix(start)))
     assert (args.pretrained, args.data, args.lars) == ("runs/c 1.pth.tar", "/data/image net", True)
-    same = ("arch", "crop_size", "multiprocessing_distributed")
+    same = ("arch", "crop_size", "multiprocessing_distributed", "nproc")
     assert all(getattr(args, name) == getattr(pretraining, name) for name in same)
     assert re.fullmatch(r"(\.|runs/x)/lincls", args.output_dir)

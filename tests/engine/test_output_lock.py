@@ -9,11 +9,11 @@ import pytest
 
 from moco.engine import output_lock
 from moco.engine.checkpoint_names import CheckpointNames
-from moco.engine.output_lock import holder_of, lock_output, lock_output_in_rank_0, unlock_output
+from moco.engine.output_lock import OutputInUse, holder_of, lock_output, lock_output_in_rank_0, unlock_output
 
 
 @pytest.fixture
-def names(tmp_path, monkeypatch):
+def names(tmp_path):
     yield CheckpointNames(str(tmp_path), "checkpoint_", numbered=True)
     unlock_output()
 
@@ -56,6 +56,8 @@ def test_a_live_run_refuses_a_second_one_and_a_dead_one_does_not(lock, names, mo
         with pytest.raises(ValueError, match=r"run 12345678 \(process \d+ on .*give another --output-dir or.*--tag"):
             lock_output(names, "87654321")
         assert "waiting up to 0.2 s for run 12345678" in capsys.readouterr().out
+        with pytest.raises(OutputInUse, match="run 12345678"):
+            lock_output_in_rank_0(names) if lock is lock_output_in_rank_0 else lock_output(names, "87654321")
         other = CheckpointNames(names.folder, "checkpoint_t", numbered=True)  # another --tag
         lock_output(other, "87654321")
     finally:
@@ -88,8 +90,9 @@ def test_the_launcher_leaves_rank_0_its_byte(names):
         holder.kill()
 
 
-def test_without_a_lock_file_nothing_is_created_unless_wanted(names, tmp_path):
+def test_without_a_lock_file_nothing_is_created_unless_wanted(names, tmp_path, capsys):
     lock_output(names, "87654321", create=False)
+    assert capsys.readouterr().out == ""  # it has nothing to lock
     assert holder_of(names) is None and not list(tmp_path.iterdir())
     lock_output(names, "87654321")
     assert [path.name for path in tmp_path.iterdir()] == [".checkpoint_.lock"]
@@ -104,4 +107,6 @@ def test_a_file_system_without_locks_gets_a_note(names, monkeypatch, capsys):
     assert capsys.readouterr().out == (
         "note: this file system has no locks (No locks available); let only one run write into a folder\n"
     )
+    lock_output(names, "87654321", create=False)
     lock_output_in_rank_0(names)
+    assert capsys.readouterr().out == ""  # it was said once
