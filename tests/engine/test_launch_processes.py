@@ -216,3 +216,16 @@ def test_signals_wait_while_a_process_imports_the_script(monkeypatch):
     process.start()
     process.join(30)
     assert process.exitcode == -signal.SIGINT
+
+
+def orphaned(folder):
+    launch_processes.rendezvous = lambda *_: print("it met the others")
+    launch_processes._join_group(0, worker, Launch("spawn", local=2), 5, folder, None, os.getppid() + 1, ("live",))
+
+
+def test_a_process_whose_launcher_is_gone_does_not_begin(tmp_path):
+    """The launcher's lock on the output folder is free by then, so another run may have begun."""
+    folder = tmp_path / "of multiprocessing" / "of the launcher"
+    folder.mkdir(parents=True)
+    assert Program(orphaned, str(folder)).finish()[:2] == (1, "")
+    assert not folder.exists()
