@@ -260,8 +260,10 @@ def main(names):
     results, started, left = {}, {}, list(names or BUGS)
     while started or left:
         while left and len(started) < CORES:
-            started[left[0]] = start(left.pop(0))
-        child, reader = started.pop(name := next(iter(started)))
+            name = left.pop(0)
+            started[name] = start(name)
+        name = next(iter(started))
+        child, reader = started.pop(name)
         with os.fdopen(reader) as answer:
             results[name] = json.loads(answer.read() or f'"{CRASH}"')
         os.waitpid(child, 0)
