@@ -1,5 +1,6 @@
 """Runs functions and scripts in real processes, which start at once: they are forked from one that imported all."""
 
+import atexit
 import contextlib
 import importlib
 import io
@@ -104,6 +105,7 @@ class Program:
         self.process = FORKSERVER.Process(target=_program, args=(function, args, *(write for _, write in pipes)))
         self.process.start()
         self.pid = self.process.pid
+        atexit.register(self.end)  # or a test that failed would make this process wait for its program
         for _, write in pipes:
             write.close()
         self.stdout, self.stderr = (os.fdopen(os.dup(read.fileno())) for read, _ in pipes)
@@ -116,15 +118,27 @@ class Program:
     def finish(self, seconds=60):
         """Waits until nobody can print any more; returns the exit code, the standard output and the standard error.
 
-        Afterwards everything that still runs is killed.
+        Raises:
+            TimeoutError: it took longer; the processes are killed.
         """
-        timer = threading.Timer(seconds, os.killpg, (self.pid, signal.SIGKILL))
+        late = threading.Event()
+        timer = threading.Timer(seconds, lambda: (late.set(), self.kill()))
         timer.start()
-        try:
-            out, error = self.stdout.read(), self.stderr.read()
-        finally:
-            timer.cancel()
+        out, error = self.stdout.read(), self.stderr.read()
+        timer.cancel()
+        if late.is_set():
+            raise TimeoutError(f"a program did not end within {seconds} s: {out}{error}")
         return self.wait(), out, error
+
+    def kill(self):
+        """Kills it and the processes that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def end(self):
+        """Kills it and the processes that it has started, if it still runs."""
+        if self.process.is_alive():
+            self.kill()
 
 
 def _program(function, args, *outputs):

@@ -209,7 +209,7 @@ def launched(step):
     ],
 )
 def test_a_rank_that_holds_pythons_lock_answers_and_ends(step, blamed):
-    code, _, stderr = Program(launched, step).finish(100)
+    code, _, stderr = Program(launched, step).finish()
     assert code == 1 and blamed in stderr
 
 
