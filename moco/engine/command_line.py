@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
             missing = next(action for action in self._actions if action.required)
             name = missing.metavar if not missing.option_strings else missing.option_strings[0]
             line = f"{name} is missing; give the {missing.help}; for example: {self.example}"
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if not os.environ.get("LOCAL_RANK", "").lstrip("0").isdecimal():
             print(f"{self.prog}: error: {line}", file=sys.stderr, flush=True)
         sys.exit(2)
 

@@ -92,17 +92,37 @@ def _plan_torchrun(args, env, backend, gpus):
     }
     for flag in (flag for flag, present in given.items() if present):
         raise LaunchError(f"{flag} and torchrun exclude each other; leave the flag out, torchrun decides this")
-    local = int(env["LOCAL_WORLD_SIZE"])
+    _check_torchrun(env)
+    rank, world, local = (int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if gpus and local > gpus:
         raise LaunchError(f"torchrun started {local} processes on {gpus} GPUs; give it --nproc-per-node {gpus}")
-    nodes, rest = divmod(int(env["WORLD_SIZE"]), local)
+    nodes, rest = divmod(world, local)
     if rest:
         raise LaunchError(
-            f"torchrun started {env['WORLD_SIZE']} processes in all, but {local} on this node; every node must run "
-            "the same number of processes"
+            f"torchrun started {world} processes in all, but {local} on this node; every node must run the same "
+            "number of processes"
         )
-    rank = int(env["RANK"])
     return Launch("torchrun", nodes, rank // local, local, backend, "env://", has_rank_0=rank == 0)
+
+
+def _check_torchrun(env):
+    """Checks the variables that torchrun sets, since something else may have set them."""
+    for name, low, below in (
+        ("WORLD_SIZE", 1, None),
+        ("LOCAL_WORLD_SIZE", 1, None),
+        ("RANK", 0, "WORLD_SIZE"),
+        ("LOCAL_RANK", 0, "LOCAL_WORLD_SIZE"),
+        ("MASTER_PORT", 1, None),
+    ):
+        value = env.get(name, "")
+        high = 65535 if name == "MASTER_PORT" else int(env[below]) - 1 if below else 10**6
+        if not (value.isdecimal() and low <= int(value) <= high):
+            raise LaunchError(
+                f"the environment has {name}={value}, but torchrun sets an integer from {low} to {high}; unset RANK, "
+                "WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE if torchrun does not start this program"
+            )
+    if not env.get("MASTER_ADDR"):
+        raise LaunchError("the environment has no MASTER_ADDR, which torchrun sets; start this program by torchrun")
 
 
 def _check_url(url, env):
@@ -112,7 +132,11 @@ def _check_url(url, env):
             raise LaunchError("--dist-url env:// needs MASTER_ADDR and MASTER_PORT in the environment")
         host = env["MASTER_ADDR"]
         url = f"tcp://{f'[{host}]' if ':' in host else host}:{env['MASTER_PORT']}"
-    if url is None or url.startswith("file:///"):
+    if url is None:
+        return url
+    if url.startswith("file:///"):
+        if not os.path.isdir(os.path.dirname(url.removeprefix("file://"))):
+            raise LaunchError(f"--dist-url {url!r} must name a file in an existing folder that all nodes share")
         return url
     try:
         parts = urlsplit(url)

@@ -37,6 +37,8 @@ def parse_and_check(parser, prepare, argv=None, least=1):
             raise ValueError(
                 "--dry-run has nothing to show for --evaluate, which writes no file; give only one of them"
             )
+        if args.resume == "":
+            raise ValueError("--resume is empty; give a file or auto, or leave the flag out")
         launch = plan_launch(args)
         speed_flags.settle(args)
         args.total_batch = args.batch_size * launch.nodes
@@ -135,6 +137,10 @@ def prepare_output(args, names, launch, place):
     folder = names.folder
     if not launch.has_rank_0:
         return
+    for split in ("train", "val"):
+        images = os.path.realpath(os.path.join(args.data, split))
+        if os.path.commonpath([images, os.path.realpath(folder)]) == images:
+            raise ValueError(f"--output-dir {folder!r} lies in {images!r}, among the images; give a folder elsewhere")
     try:
         output_folder(folder)
     except argparse.ArgumentTypeError as error:

@@ -86,8 +86,8 @@ def steps_report(steps, epochs, place, save_every):
         yield f"note: --save-every has no effect, since an epoch has {steps} steps"
     if whole < FEW_STEPS:
         yield (
-            f"note: {whole} steps are very few for a training; give more --epochs, more images or a smaller "
-            "--batch-size"
+            f"note: {whole} step{'s are' if whole > 1 else ' is'} very few for a training; give more --epochs, more "
+            "images or a smaller --batch-size"
         )
 
 

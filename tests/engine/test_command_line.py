@@ -90,7 +90,7 @@ def test_so_does_a_tool_also_about_a_flag(call):
 
 
 def test_an_error_is_said_once_a_node(monkeypatch, capsys):
-    for local_rank, lines in (("0", 1), ("1", 0)):
+    for local_rank, lines in (("0", 1), ("1", 0), ("10", 0), ("", 1), ("x", 1)):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
         with pytest.raises(SystemExit):
             Parser(module="p").error("two\nlines")

@@ -9,6 +9,7 @@ import torch
 from moco.engine.launch_plan import Launch, LaunchError, cores, plan_launch
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+TORCHRUN |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
 
 @pytest.fixture
@@ -86,3 +87,20 @@ def test_env_is_put_in_its_place(gpus):
 
 def test_cores():
     assert 1 <= cores() <= os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    "name, value, rule",
+    [
+        *(("RANK", value, "from 0 to 7") for value in ("8", "-1", "x", "")),
+        *(("WORLD_SIZE", value, "from 1 to 1000000") for value in ("0", "1.5")),
+        ("LOCAL_RANK", "4", "from 0 to 3"),
+        ("LOCAL_WORLD_SIZE", "0", "from 1 to 1000000"),
+        *(("MASTER_PORT", value, "from 1 to 65535") for value in ("abc", "-5", "99999")),
+    ],
+)
+def test_an_environment_that_torchrun_did_not_make_is_refused(name, value, rule, gpus):
+    with pytest.raises(LaunchError, match=f"has {name}={value}, but torchrun sets an integer {rule}; unset RANK"):
+        plan({**TORCHRUN, name: value})
+    with pytest.raises(LaunchError, match="no MASTER_ADDR"):
+        plan({**TORCHRUN, "MASTER_ADDR": ""})

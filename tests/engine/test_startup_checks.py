@@ -81,6 +81,8 @@ SMALL = ("-a", "resnet18", "-b", "8", "--crop-size", "32")
         (("--moco-k", str(10**15)), "do not fit into the memory"),
         (("--epochs", "3", "--start-epoch", "3"), "--start-epoch 3 must be smaller than --epochs 3"),
         (("--resume", "nowhere.pth.tar"), "no checkpoint 'nowhere.pth.tar'"),
+        (("--resume", ""), "--resume is empty; give a file or auto"),
+        (("--dist-url", "file:///nowhere/file", "--nproc", "2"), "must name a file in an existing folder"),
     ],
 )
 def test_what_main_moco_refuses(refused, imagenet, flags, message):
@@ -112,6 +114,8 @@ def test_folders_and_files_that_can_not_serve(refused, imagenet, tmp_path):
     assert "no folder" in refused("lincls", tmp_path / "odd", *SMALL, "--pretrained", "none")
     (tmp_path / "file").write_text("")
     assert "can't be made" in refused("moco", imagenet, *SMALL, "--output-dir", tmp_path / "file" / "out")
+    for place in ("val", "train/disk_dots/runs"):
+        assert "among the images; give a" in refused("moco", imagenet, *SMALL, "--output-dir", imagenet / place)
     torch.save(models.resnet34().state_dict(), tmp_path / "resnet34.pth")
     assert "is of --arch resnet34, not resnet18" in refused("lincls", imagenet, *SMALL, "--pretrained", "resnet34.pth")
     assert "has no 'epoch'" in refused("moco", imagenet, *SMALL, "--resume", "resnet34.pth")
