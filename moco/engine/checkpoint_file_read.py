@@ -11,7 +11,7 @@ import torch.distributed as dist
 from moco.distributed import collective_device, is_initialized, rank
 from moco.engine.checkpoint_file_diagnosis import SAVE_TENSORS, missing, unreadable
 from moco.engine.checkpoint_format import CheckpointError, progress_of, run_of
-from moco.pipe_safe_print import first_line
+from moco.pipe_safe_print import first_line, say
 
 
 def read(path, check=True):
@@ -86,7 +86,7 @@ def newest_intact(paths):
             found.append((*progress_of(checkpoint), path))
             runs[run_of(checkpoint)] = path
         except CheckpointError as error:
-            print(f"warning: {error}; it is skipped", flush=True)
+            say(f"warning: {error}; it is skipped")
     if len(runs) > 1:
         whose = ", ".join(f"{path!r} of run {run}" for run, path in runs.items())
         raise CheckpointError(f"the checkpoints belong to several runs ({whose}); give --resume with one of the files")
@@ -95,7 +95,7 @@ def newest_intact(paths):
             check_intact(path)
             return path
         except CheckpointError as error:
-            print(f"warning: {error}; it is skipped", flush=True)
+            say(f"warning: {error}; it is skipped")
     return None
 
 

@@ -31,10 +31,12 @@ class CheckpointNames:
     keep: int | None = None
 
     def __post_init__(self):
-        if os.path.basename(self.prefix) != self.prefix or len(os.fsencode(self.prefix)) > 211:
+        fits = len(os.fsencode(self.prefix)) <= 211 and self.prefix.isprintable()
+        if os.path.basename(self.prefix) != self.prefix or not fits:
             tag = self.prefix.removeprefix("checkpoint_")
             raise ValueError(
-                f"--tag {tag!r} must have at most 200 bytes and no path separator, as part of a file name"
+                f"--tag {tag!r} must have at most 200 bytes, no path separator and no control character, as part of a "
+                "file name"
             )
 
     def of_epoch(self, epoch):

@@ -8,7 +8,7 @@ import torch
 from moco.engine.checkpoint_file_read import check_numbers, newest_intact, read
 from moco.engine.checkpoint_format import PREFIX, CheckpointError, progress_of, run_of, state_dict_of
 from moco.engine.result_changing_options import label, result_options
-from moco.pipe_safe_print import first_line
+from moco.pipe_safe_print import first_line, say
 
 
 def check_resume(args, launch, build, names, any_options=False):
@@ -37,7 +37,7 @@ def check_resume(args, launch, build, names, any_options=False):
             line = f"resume: no checkpoint in {args.output_dir!r}; this run starts from the beginning"
             if earlier := max(names.in_earlier_folders(), key=os.path.getmtime, default=None):
                 line += f", though there is {earlier!r} of an earlier run"
-            print(line, flush=True)
+            say(line)
             return None
     checkpoint = read(args.resume, check=not auto)  # `newest_intact` has compared the checksums already
     check_numbers(checkpoint, args.resume)
@@ -55,7 +55,7 @@ def check_resume(args, launch, build, names, any_options=False):
     if earlier != deterministic and torch.cuda.device_count() and not any_options:
         now, then = ("on" if value else "off" for value in (deterministic, earlier))
         difference = f"--deterministic is {now}, but was {then} before the resume"
-        print(f"note: {difference}; the run as a whole can't be repeated bit by bit", flush=True)
+        say(f"note: {difference}; the run as a whole can't be repeated bit by bit")
     check_resumable(checkpoint, args.resume, *build(), compared, force)
     if not force and args.start_epoch not in (None, checkpoint["epoch"]):
         raise ValueError(

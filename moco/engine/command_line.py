@@ -38,7 +38,8 @@ class Parser(argparse.ArgumentParser):
         is_flag = re.match(r"-\S+$", word) and not self._negative_number_matcher.match(word)
         if not is_flag or name in flags or (word[1] != "-" and word[:2] in flags):
             return
-        meant = {flag.replace("--enable-", "--"): flag for flag in flags} | {flag: flag for flag in flags}
+        known = [flag for flag in flags if flag not in ("-h", "--help")]
+        meant = {flag.replace("--enable-", "--"): flag for flag in known} | {flag: flag for flag in known}
         similar = nearest(name.replace("_", "-"), meant)
         guess = f"; did you mean {meant[similar]}?" if similar else ";"
         self.error(f"unknown flag {name}{guess} --help lists all flags")

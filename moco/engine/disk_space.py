@@ -24,7 +24,7 @@ def check_disk_space(folder, size, files, report=False):
     """
     free, needed = shutil.disk_usage(existing_part(folder)).free, size * (files + 1)
     if report:
-        print(f"disk: the checkpoints take at most {needed / 1e9:.2f} GB; {folder!r} has {free / 1e9:.2f} GB free")
+        say(f"disk: the checkpoints take at most {needed / 1e9:.2f} GB; {folder!r} has {free / 1e9:.2f} GB free")
     if needed > free:
         say(
             f"warning: the checkpoints of this run will take about {needed / 1e9:.1f} GB, and {folder!r} has "

@@ -13,6 +13,7 @@ from itertools import count
 
 from moco.engine.checkpoint_file_read import check_intact, check_numbers, read
 from moco.engine.checkpoint_format import UNKNOWN, CheckpointError, progress_of, run_of
+from moco.pipe_safe_print import say
 
 UNREADABLE = ""  # stands for the run that wrote a file which can't be read
 
@@ -74,7 +75,7 @@ def move_files_of_others(names, run, place, dry_run=False):
         n = len(paths) - (listed in paths)
         line = f"{_in_words(n, owner, run, place)} {'would be' if dry_run else 'were' if n > 1 else 'was'} moved to "
         way_back = f"; to continue from there instead, give --resume {newest if dry_run else targets.get(newest)}"
-        print(f"note: {line}{folder!r}{way_back if newest else ''}", flush=True)
+        say(f"note: {line}{folder!r}{way_back if newest else ''}")
     return moved
 
 

@@ -42,7 +42,7 @@ def lock_output(names, run, create=True):
     deadline = None
     while holder := _locked_by(descriptor, says=create):
         if deadline is None:
-            print(f"waiting up to {WAIT:g} s for {holder}, which writes into {names.folder!r}", flush=True)
+            say(f"waiting up to {WAIT:g} s for {holder}, which writes into {names.folder!r}")
             deadline = time.monotonic() + WAIT
         if time.monotonic() > deadline:
             unlock_output()
@@ -92,9 +92,9 @@ def _open(names, create):
             _descriptors[path] = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0))
             with contextlib.suppress(OSError):  # the file of another user
                 os.chmod(path, 0o666)  # for other users of a shared folder, whatever the umask
-        except (FileNotFoundError, NotADirectoryError):
-            return None
         except OSError as error:
+            if not create:
+                return None
             raise ValueError(
                 f"can't open the lock file {path!r}: {error.strerror}; give another --output-dir"
             ) from error

@@ -14,6 +14,7 @@ from moco.engine.command_line import output_folder
 from moco.engine.earlier_runs import move_files_of_others, new_id
 from moco.engine.launch_plan import memory, plan_launch
 from moco.engine.output_lock import holder_of, lock_output, unlock_output
+from moco.pipe_safe_print import say
 
 
 def parse_and_check(parser, prepare, argv=None, least=1):
@@ -42,6 +43,8 @@ def parse_and_check(parser, prepare, argv=None, least=1):
         launch = plan_launch(args)
         speed_flags.settle(args)
         args.total_batch = args.batch_size * launch.nodes
+        if args.batch_size < least and launch.local == 1:
+            raise ValueError(f"--batch-size {args.batch_size} is too small; give {least} or more")
         if args.batch_size % launch.local or args.batch_size < least * launch.local:
             raise ValueError(
                 f"--batch-size {args.batch_size} does not give each of the {launch.local} processes of this node the "
@@ -56,10 +59,11 @@ def parse_and_check(parser, prepare, argv=None, least=1):
         if launch.has_rank_0:
             args.seed = secrets.randbits(31) if args.seed is None else args.seed
             for note in args.notes + options_without_effect.notes(args, given, launch.mode == "alone"):
-                print(note, flush=True)
+                say(note)
     except (ValueError, OSError) as error:
         unlock_output()
-        parser.error(error)
+        named = isinstance(error, OSError) and error.filename is not None
+        parser.error(f"can't read {error.filename!r}: {error.strerror}" if named else error)
     return args, launch, prepared
 
 
@@ -149,7 +153,7 @@ def prepare_output(args, names, launch, place):
     own_place = place if args.resume and os.path.realpath(args.resume) in own_files else None
     if args.dry_run:
         if holder := holder_of(names):
-            print(f"note: {holder} writes into {folder!r} at the moment; without --dry-run, this run would be refused")
+            say(f"note: {holder} writes into {folder!r} at the moment; without --dry-run, this run would be refused")
         move_files_of_others(names, args.run, own_place, dry_run=True)
         return
     try:

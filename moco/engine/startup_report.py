@@ -20,22 +20,22 @@ def report(args, launch, device, start, workers):
         start: (finished epochs, finished steps of the next epoch). workers: data workers per process.
     """
     if args.fast is not None:
-        print(f"fast: {' '.join(args.fast) or 'nothing, since every speed flag was given'}")
-    print(f"run: {args.run}")
-    print(f"seed: {args.seed}")
+        say(f"fast: {' '.join(args.fast) or 'nothing, since every speed flag was given'}")
+    say(f"run: {args.run}")
+    say(f"seed: {args.seed}")
     gpus = torch.cuda.device_count()
     name = (
         f"{torch.cuda.get_device_name(device)}, {gpus} visible" if device.type == "cuda" else f"CPU, {cores()} cores"
     )
     group = f", {launch.backend}" if launch.backend else ""
     plural = "s" * (workers != 1)
-    print(f"devices: {launch.world} x {device.type} ({name}{group}), {workers} data worker{plural} each", flush=True)
+    say(f"devices: {launch.world} x {device.type} ({name}{group}), {workers} data worker{plural} each")
     epochs, steps = start
     more = f" and {steps} steps" * bool(steps)
     if args.resume and getattr(args, "evaluate", False):
-        print(f"evaluating {args.resume!r}, saved after {epochs} epoch{'s' * (epochs != 1)}{more}", flush=True)
+        say(f"evaluating {args.resume!r}, saved after {epochs} epoch{'s' * (epochs != 1)}{more}")
     elif args.resume:
-        print(f"resumed {args.resume!r}: {epochs} of {args.epochs} epochs{more} are done", flush=True)
+        say(f"resumed {args.resume!r}: {epochs} of {args.epochs} epochs{more} are done")
 
 
 def batchnorm_report(splits, processes, total_batch, earlier=None, slow=False):

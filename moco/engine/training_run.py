@@ -109,7 +109,7 @@ class Run:
         """
         if rank() == 0:
             for line in (*(folder.summary() for folder in folders), *lines):
-                print(line)
+                say(line)
             startup_report.report(self.args, self.launch, self.device, self.place, self.workers)
 
     def batchnorm_report(self):
@@ -167,11 +167,11 @@ class Run:
         self.loader, self.transform, self.monitor = loader, transform, monitor
         if rank() == 0:
             for line in startup_report.steps_report(len(loader), args.epochs, self.place, args.save_every):
-                print(line, flush=True)
+                say(line)
             size = size_of([self.model.state_dict(), self.optimizer.state_dict()])
             files = self.names.files_to_come(args.epochs - first, fresh=not args.resume)
             if args.dry_run:
-                print(startup_report.memory_report(self.model))
+                say(startup_report.memory_report(self.model))
             check_disk_space(args.output_dir, size, files, report=args.dry_run)
         if args.dry_run:
             return
@@ -220,7 +220,7 @@ class Run:
         if rank() != 0:
             return
         if args.dry_run:
-            print(f"dry run: the training would start now; nothing in {args.output_dir!r} was changed", flush=True)
+            say(f"dry run: the training would start now; nothing in {args.output_dir!r} was changed")
             return
         self.writer.close()
         say(end_report.finished(args, self.started, self.writer.last))

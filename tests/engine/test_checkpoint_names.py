@@ -47,7 +47,7 @@ def test_a_folder_that_is_missing_has_no_checkpoints(tmp_path):
     assert pretraining(tmp_path / "nowhere").resumable() == {}
 
 
-@pytest.mark.parametrize("tag", ["a/b", "x" * 201])
+@pytest.mark.parametrize("tag", ["a/b", "x" * 201, "a\nb"])
 def test_a_tag_that_can_not_be_in_a_file_name_is_refused(tag):
-    with pytest.raises(ValueError, match=r"--tag .* must have at most 200 bytes and no path separator"):
+    with pytest.raises(ValueError, match=r"--tag .* must have at most 200 bytes, no path separator and no con"):
         CheckpointNames(".", f"checkpoint_{tag}", numbered=True)

@@ -1,8 +1,10 @@
 """Checkpoints of other runs are moved out of a run's way; nothing is overwritten, deleted or continued by mistake."""
 
+import io
 import json
 import os
 import re
+import sys
 
 import pytest
 import torch
@@ -250,3 +252,18 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(train, tmp_path):
     log = train(main_lincls, "--epochs", "2", "--dry-run")
     assert "steps: 2 per epoch, 4 in all" in log and log.endswith("was changed\n")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_start_whose_reader_has_gone_goes_on(train, tmp_path, monkeypatch):
+    """As with `python main_moco.py ... | head -1`."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return os.open(os.devnull, os.O_WRONLY)
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    use_tiny_net(main_moco, monkeypatch)
+    train(main_moco, "--epochs", "1", "--dry-run")

@@ -82,6 +82,8 @@ SMALL = ("-a", "resnet18", "-b", "8", "--crop-size", "32")
         (("--epochs", "3", "--start-epoch", "3"), "--start-epoch 3 must be smaller than --epochs 3"),
         (("--resume", "nowhere.pth.tar"), "no checkpoint 'nowhere.pth.tar'"),
         (("--resume", ""), "--resume is empty; give a file or auto"),
+        (("-b", "1"), "--batch-size 1 is too small; give 2 or more"),
+        (("--output-dir", "x" * 300), "File name too long; give another"),
         (("--dist-url", "file:///nowhere/file", "--nproc", "2"), "must name a file in an existing folder"),
     ],
 )
