@@ -63,8 +63,11 @@ def main(argv=None):
     parser.add_argument("--dir", metavar="DIR", type=writable_folder, help=help)
     parser.add_argument("--repeats", metavar="N", type=number(int, 1), default=7, help="number of checkpoints")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-        size, stalls, writes, memory = saves(args.arch, folder, args.repeats)
+    try:
+        with tempfile.TemporaryDirectory(dir=args.dir) as folder:
+            size, stalls, writes, memory = saves(args.arch, folder, args.repeats)
+    except OSError as error:
+        parser.error(f"can't write into --dir {args.dir!r}: {error.strerror}; give another")
     print(f"{args.arch}, {args.repeats} checkpoints of {size / 1e6:.0f} MB, torch {torch.__version__}", end=", ")
     print(f"Python {platform.python_version()}")
     for name, times in (("stall", stalls), ("write", writes)):

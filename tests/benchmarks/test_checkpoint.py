@@ -48,3 +48,12 @@ def test_what_it_refuses(flags, message, call, monkeypatch):
     monkeypatch.setattr(checkpoint, "saves", lambda *_: pytest.fail("it worked"))
     code, out, error = call(checkpoint.main, *flags)
     assert code == 2 and not out and error.count("\n") == 1 and message in error
+
+
+def test_a_folder_that_takes_no_files_is_refused(tmp_path, monkeypatch, call):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.tempfile, "TemporaryDirectory", full)
+    code, out, error = call(checkpoint.main, "--dir", tmp_path)
+    assert (code, out) == (2, "") and error.endswith(f"{str(tmp_path)!r}: No space left on device; give another\n")
