@@ -1,4 +1,4 @@
-"""--pretrained: takes the source encoder's backbone out of any MoCo-style checkpoint."""
+"""--pretrained: takes an encoder, or only its backbone, out of any MoCo-style checkpoint."""
 
 import functools
 
@@ -7,20 +7,24 @@ import torch
 from moco.engine.architectures import architectures, meta_network
 from moco.engine.checkpoint_format import PREFIX, CheckpointError
 
+SOURCE, TARGET = "encoder_q", "encoder_k"
 
-def backbone_of(checkpoint, path):
-    """The source encoder without its `fc`.
 
-    Names may have the prefixes `module.` and `encoder_q.`, only one of them, or none (a bare backbone).
+def encoder_of(checkpoint, path, encoder=SOURCE):
+    """One of the two encoders, with its `fc`.
+
+    Names may have the prefixes `module.` and `encoder_q.`, only one of them, or none (a network of its own, which
+    counts as the source encoder).
 
     Args:
         checkpoint: a dict with `state_dict`, or a state dict itself. path: for the messages.
+        encoder: SOURCE or TARGET.
 
     Returns:
         dict of torchvision's names to tensors.
 
     Raises:
-        CheckpointError: there are no tensors in the file.
+        CheckpointError: there are no tensors in the file, or there is no target encoder.
     """
     state = checkpoint.get("state_dict", checkpoint)
     tensors = {n: t for n, t in state.items() if isinstance(n, str) and isinstance(t, torch.Tensor)}
@@ -28,17 +32,23 @@ def backbone_of(checkpoint, path):
     if not state:
         keys = ", ".join(f"{key!r:.40}" for key in list(checkpoint)[:5]) or "none"
         raise CheckpointError(f"the checkpoint {path!r} holds no tensors under 'state_dict'; its keys are {keys}")
-    if any(name.startswith("encoder_q.") for name in state):
-        state = {n.removeprefix("encoder_q."): t for n, t in state.items() if n.startswith("encoder_q.")}
-    return {n: t for n, t in state.items() if not n.startswith("fc.")}
+    found = {n.removeprefix(f"{encoder}."): t for n, t in state.items() if n.startswith(f"{encoder}.")}
+    if encoder == TARGET and not found:
+        raise CheckpointError(f"the checkpoint {path!r} has no target encoder; give a checkpoint of main_moco.py")
+    return found or state
 
 
-def backbone_for(model, checkpoint, path, arch):
+def backbone_of(checkpoint, path, encoder=SOURCE):
+    """An encoder without its `fc`; arguments, result and errors as of `encoder_of`."""
+    return {n: t for n, t in encoder_of(checkpoint, path, encoder).items() if not n.startswith("fc.")}
+
+
+def backbone_for(model, checkpoint, path, arch, encoder=SOURCE):
     """Takes the backbone, all tensors except `fc`, out of a checkpoint, and checks that it fits a torchvision network.
 
     Args:
         model: a network of the architecture `arch`, with any classifier.
-        checkpoint: as for `backbone_of`. path: for the messages.
+        checkpoint, path, encoder: as for `encoder_of`.
 
     Returns:
         dict of names to tensors, for `model.load_state_dict(..., strict=False)`.
@@ -46,7 +56,7 @@ def backbone_for(model, checkpoint, path, arch):
     Raises:
         CheckpointError: a tensor is missing, has another shape, or does not belong to this architecture.
     """
-    backbone = backbone_of(checkpoint, path)
+    backbone = backbone_of(checkpoint, path, encoder)
     if difference := misfit(backbone, shapes_of(model)):
         found = architecture_of(checkpoint, backbone)
         if found is None:

@@ -1,6 +1,34 @@
-"""The check that linear classification trains nothing but `fc`."""
+"""Frozen networks: an encoder that only computes features, and the check that nothing but `fc` was trained."""
+
+import copy
 
 import torch
+
+
+def frozen_copy(encoder):
+    """A frozen copy of an encoder in training, without its `fc`. Nothing of the encoder changes.
+
+    Returns:
+        (network, number of its features); as `freeze`.
+    """
+    return freeze(copy.deepcopy(encoder))
+
+
+def freeze(network, projected=False):
+    """Freezes a network in eval mode, so that it computes features; it is changed in place.
+
+    Args:
+        network: has an `fc`, a Linear or a projector that ends with one.
+        projected: whether to keep the `fc`, so that the features are its output, not its input.
+
+    Returns:
+        (network, number of its features).
+    """
+    layers = [module for module in network.fc.modules() if isinstance(module, torch.nn.Linear)]
+    features = layers[-1].out_features if projected else layers[0].in_features
+    if not projected:
+        network.fc = torch.nn.Identity()
+    return network.requires_grad_(False).eval(), features
 
 
 def frozen_tensors(model):
