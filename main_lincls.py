@@ -31,7 +31,7 @@ from moco.engine.training_run import start_run
 from moco.engine.training_statistics import gradient_norm
 from moco.evaluation.frozen_backbone import check_frozen, frozen_tensors
 from moco.evaluation.validation_accuracy import validate
-from moco.loader import training_loader, validation_loader
+from moco.loader import central_loader, training_loader
 from moco.optim import LARS, cosine_lr, set_lr
 from moco.precision import at_least_fp32, autocast
 from moco.views.augmentation_recipes import baseline_plan
@@ -148,7 +148,7 @@ def train(run, train_folder, val_folder):
     noise = partial(noise_output, args.crop_size, args.precision)
     net = run.prepare(model, optimizer, noise, trains=not args.evaluate)
     batch = args.total_batch // run.launch.world
-    val_loader = validation_loader(val_folder, args.crop_size, batch, run.workers, run.room)
+    val_loader = central_loader(val_folder, args.crop_size, batch, run.workers, run.room)
     how = run.device, args.precision, args.print_freq, run.fixed_batch
     validate_now = partial(validate, model, val_loader, len(val_folder), *how)
     if args.evaluate:

@@ -1,4 +1,4 @@
-"""The two data loaders: batches of training views, and batches of validation images.
+"""The two data loaders: batches of random training views, and batches of central crops in the order of the images.
 
 The order of the samples and every view are functions of (seed, epoch, index). So a batch does not depend on the number
 of data workers, and a resumed run gets the batches that the uninterrupted run would have got. `GaussianBlur` and
@@ -62,22 +62,23 @@ def already_a_batch(batch):
     return batch
 
 
-def validation_loader(folder, size, batch, workers, room=math.inf):
-    """Makes the DataLoader of this process's share of the validation images. Each image is in exactly one share.
+def central_loader(folder, size, batch, workers, room=math.inf, purpose="validation", skip_bad=False, persistent=True):
+    """Makes the DataLoader of the central crops of this process's share of some images, in their order.
 
-    A batch is (view, label): n x 3 x size x size (uint8) and n (long), with n <= batch.
+    The share is contiguous, and each image is in exactly one share. A batch is (view, label): n x 3 x size x size
+    (uint8) and n (long), with n <= batch.
 
     Args:
         folder: an ImageFolder. size: side of the central crop in pixels.
-        batch: images per step of this process. workers: data workers of this process. room: as `make_loader`.
+        batch: images per step of this process. workers: data workers of this process.
+        room, purpose, persistent: as `make_loader`. skip_bad: as CentralViews.
 
     Raises:
         BadImageError, ImageReadError: during the iteration, if an image can't be decoded or read.
     """
     first, last = (len(folder) * r // world_size() for r in (rank(), rank() + 1))
-    dataset = CentralViews(folder, size)
-    size = pinned_bytes(dataset, batch)
-    return make_loader(dataset, workers, size, room, "validation", sampler=range(first, last), batch_size=batch)
+    dataset, batches = CentralViews(folder, size, skip_bad), {"sampler": range(first, last), "batch_size": batch}
+    return make_loader(dataset, workers, pinned_bytes(dataset, batch), room, purpose, persistent, **batches)
 
 
 class SignalSafeLoader(DataLoader):
@@ -88,13 +89,14 @@ class SignalSafeLoader(DataLoader):
             return super().__iter__()
 
 
-def make_loader(dataset, workers, size=0, room=math.inf, purpose="training", **batches):
-    """A DataLoader whose workers persist over epochs, ignore stop signals, and exit with this process.
+def make_loader(dataset, workers, size=0, room=math.inf, purpose="training", persistent=True, **batches):
+    """A DataLoader whose workers ignore stop signals, and exit with this process.
 
     Args:
         dataset: any Dataset. workers: number of data workers, at most.
         size: bytes of a batch. room: bytes that batches may fill while they wait for the device.
-        purpose: of the images, for the message about a lack of memory. batches: further arguments of DataLoader.
+        purpose: of the images, for the message about a lack of memory.
+        persistent: whether the workers stay between two epochs. batches: further arguments of DataLoader.
     """
     wanted, (workers, ahead) = workers, in_flight(workers, size, room)
     if workers and rank() == 0 and (workers, ahead) != (wanted, IN_ADVANCE):
@@ -107,7 +109,7 @@ def make_loader(dataset, workers, size=0, room=math.inf, purpose="training", **b
         dataset,
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
-        persistent_workers=workers > 0,
+        persistent_workers=persistent and workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=functools.partial(start_worker, os.getpid()),
         # Forked workers share the memory of the file list. Python 3.14's default would send a copy to each worker.

@@ -1,5 +1,7 @@
 """Floating-point formats: TF32 flags, autocast to bf16 or fp16, the loss scaler, and what stays in float32."""
 
+import contextlib
+
 import torch
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -15,6 +17,17 @@ def set_tf32_flags(products, convolutions):
     """Sets the two flags that `tf32_flags` returns."""
     # All code of torch works with these older flags. If the newer `fp32_precision` is set, some of it raises an error.
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
+
+
+@contextlib.contextmanager
+def without_tf32():
+    """A context in which float32 operations keep float32's precision on every device."""
+    before = tf32_flags()
+    set_tf32_flags(False, False)
+    try:
+        yield
+    finally:
+        set_tf32_flags(*before)
 
 
 def autocast_dtype(precision):

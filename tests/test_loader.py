@@ -75,7 +75,7 @@ def test_every_validation_image_is_in_one_share(imagenet, ranks):
         labels = []
         for rank in range(world):
             ranks(rank, world)
-            labels += [int(x) for _, target in loader.validation_loader(folder, 16, 7, 0) for x in target]
+            labels += [int(x) for _, target in loader.central_loader(folder, 16, 7, 0) for x in target]
         assert labels == folder.labels.tolist()
 
 
@@ -113,7 +113,7 @@ def test_a_loader_that_must_save_memory_says_so(augment_on, imagenet, capsys):
     assert batches.num_workers == 1 and batches.prefetch_factor == 1  # torch rounds up to powers of two
     said = "note: 1 of 2 data workers start for the training, and each prepares 1 of 2 batches in advance, since"
     assert said in capsys.readouterr().out
-    assert loader.validation_loader(folder, 16, 8, 2, room=8 * 3 * 16**2 * 3).prefetch_factor == 1
+    assert loader.central_loader(folder, 16, 8, 2, room=8 * 3 * 16**2 * 3).prefetch_factor == 1
 
 
 @pytest.mark.parametrize("gpu", [True, False])
@@ -121,4 +121,4 @@ def test_batches_for_a_gpu_are_pinned(gpu, imagenet, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     folder = ImageFolder(imagenet / "train")
     loaders = [loader.training_loader(folder, PLAN.views, 16, 0, 0, augment_on=where) for where in ("cpu", "device")]
-    assert all(made.pin_memory == gpu for made in (*loaders, loader.validation_loader(folder, 16, 8, 0)))
+    assert all(made.pin_memory == gpu for made in (*loaders, loader.central_loader(folder, 16, 8, 0)))

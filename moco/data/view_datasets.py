@@ -130,6 +130,7 @@ class CentralViews(Dataset):
 
     Args:
         folder: an ImageFolder. size: side of the crop in pixels, 1 or more.
+        skip_bad: whether an image that can't be decoded is an item of zeros with the label BAD, not an error.
 
     Raises:
         ValueError: `size` is smaller than 1.
@@ -137,10 +138,12 @@ class CentralViews(Dataset):
             resize.
     """
 
-    def __init__(self, folder, size=224):
+    BAD = -2  # -1 is the label of images without a class
+
+    def __init__(self, folder, size=224, skip_bad=False):
         if size < 1:
             raise ValueError(f"validation images of {size} px are not possible; give a size of 1 or more")
-        self.folder, self.size = folder, size
+        self.folder, self.size, self.skip_bad = folder, size, skip_bad
 
     def __len__(self):
         return len(self.folder)
@@ -150,6 +153,14 @@ class CentralViews(Dataset):
         return [3 * self.size**2]
 
     def __getitem__(self, index):
+        try:
+            return self._crop(index), int(self.folder.labels[index])
+        except BadImageError:
+            if not self.skip_bad:
+                raise
+            return torch.zeros(3, self.size, self.size, dtype=torch.uint8), self.BAD
+
+    def _crop(self, index):
         image, side = self.folder.load(index), round(self.size * 256 / 224)
         if max(image.size) * side**2 > MOST_PIXELS * min(image.size):
             width, height = image.size
@@ -158,5 +169,4 @@ class CentralViews(Dataset):
                 f"the image {path!r} of {width} x {height} pixels is too long: with its shorter side resized to "
                 f"{side} pixels, it would have more than {MOST_PIXELS} pixels; crop or remove it"
             )
-        image = TF.resize(image, side)
-        return TF.pil_to_tensor(TF.center_crop(image, [self.size, self.size])), int(self.folder.labels[index])
+        return TF.pil_to_tensor(TF.center_crop(TF.resize(image, side), [self.size, self.size]))

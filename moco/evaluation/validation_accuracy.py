@@ -21,7 +21,7 @@ def validate(model, loader, images, device, precision, print_freq, fill, step_do
 
     Args:
         model: from N x 3 x size x size, normalised, to N x classes.
-        loader: the `validation_loader` of this process's share. images: number of images in all shares.
+        loader: the `central_loader` of this process's share. images: number of images in all shares.
         device, precision: where and in which number format to compute. print_freq: steps between two log lines.
         fill: whether to fill up the last batch to the size of the others, so that no kernel is prepared for its size.
         step_done: called as `step_done(i)` after step `i`, equally often on every rank.

@@ -17,7 +17,7 @@ from moco.distributed import RanksDiffer
 from moco.engine.checkpoint_format import CheckpointError
 from moco.engine.known_causes import is_lost_connection, known_cause
 from moco.engine.rendezvous import RendezvousError
-from moco.loader import training_loader, validation_loader
+from moco.loader import central_loader, training_loader
 from moco.views.augmentation_recipes import baseline_plan
 
 
@@ -44,7 +44,7 @@ def test_a_broken_image_is_named_with_a_way_out(workers, tmp_path):
         loader.batch_sampler.epoch = loader.batch_sampler.start = 0
         skip = "or give --on-bad-image skip, which uses another image instead"
         assert known_cause(error_of(partial(list, loader))) == f"{wrong}; repair or remove it, {skip}"
-    loader = validation_loader(folder, 24, 1, workers)
+    loader = central_loader(folder, 24, 1, workers)
     assert known_cause(error_of(partial(list, loader))) == f"{wrong}; repair or remove it"
 
 
