@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torchvision import models
 
 from moco.asymmetry.asym_aug import asym_aug_plan
-from moco.data.file_list import ImageFolder
+from moco.data.file_list import ImageFolder, check_same_classes
 from moco.data.prefetch_to_device import finisher
 from moco.engine import watchdog
 from moco.engine.checkpoint_file_read import read, read_on_all_ranks
@@ -72,9 +72,7 @@ def prepare(args, launch):
         check_resume(args, launch, build_trial, names, any_options=True)
         check_source(args.evaluate, args.resume, args.pretrained)
         return names, None, val
-    if train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))[0]
-        raise ValueError(f"train and val in {args.data!r} must have the same classes; {odd!r} is only in one of them")
+    check_same_classes(train, val)
     place = check_training(args, launch, train, names, build_trial)
     check_source(args.evaluate, args.resume, args.pretrained)
     if args.pretrained not in (None, "none") and launch.has_rank_0:

@@ -23,13 +23,14 @@ from moco.data.prefetch_to_device import finisher
 from moco.engine import startup_report
 from moco.engine.checkpoint_names import CheckpointNames
 from moco.engine.command_line import Parser, number
-from moco.engine.end_report import linear_classification
+from moco.engine.end_report import knn_classification, linear_classification
 from moco.engine.meters import accuracy
 from moco.engine.shared_flags import add_shared
 from moco.engine.size_checks import check_views, settle_mini_size
 from moco.engine.startup_checks import check_model, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.engine.training_statistics import LearningMonitor, contrast_figures
+from moco.evaluation.knn_while_training import KnnWhileTraining, add_knn_flags, knn_folders
 from moco.loader import training_loader
 from moco.loss import blind_guess, contrastive_loss
 from moco.optim import cosine_lr, set_lr, sgd
@@ -62,6 +63,7 @@ def build_parser():
     help = "batch-norm groups per process; one process with N groups computes what N GPUs would"
     add("--bn-splits", metavar="N", default=1, type=some, help=help)
     add_designs(parser)
+    add_knn_flags(parser)
     return parser
 
 
@@ -85,20 +87,20 @@ def designs_on(args):
 
 
 def main(argv=None):
-    args, launch, (names, folder) = parse_and_check(build_parser(), prepare, argv, least=2)  # BN needs 2 images
-    start_run(train, args, launch, names, folder)
+    args, launch, (names, *folders) = parse_and_check(build_parser(), prepare, argv, least=2)  # BN needs 2 images
+    start_run(train, args, launch, names, *folders)
 
 
 def prepare(args, launch):
-    """The checks of this script; returns its CheckpointNames and the ImageFolder of the training images."""
+    """The checks of this script; returns its CheckpointNames and the ImageFolders of the training and of kNN."""
     check_model(args, launch)
     args.mini_crop_size = settle_mini_size(args.mini_crop_size, args.crop_size, args.enable_multicrop)
     check_views(view_plan(args).views, args.arch, args.batch_size, launch.local, args.gpu)
     names = CheckpointNames(args.output_dir, f"checkpoint_{args.tag}", numbered=True, keep=args.keep)
-    folder = ImageFolder(os.path.join(args.data, "train"))
+    folder, knn = ImageFolder(os.path.join(args.data, "train")), knn_folders(args, launch)
     place = check_training(args, launch, folder, names, partial(build, args))
     prepare_output(args, names, launch, place)
-    return names, folder
+    return names, folder, *knn
 
 
 def view_plan(args):
@@ -130,25 +132,25 @@ def build(args, device=None):
     return model, sgd(model.parameters(), args.lr, args.momentum, args.weight_decay)
 
 
-def train(run, folder):
+def train(run, folder, *folders_of_knn):
     """Trains in one process of the run."""
     args = run.args
     plan = view_plan(args)
     guess = blind_guess(args.moco_k, len(plan.mini))
-    run.announce([folder], *introduction(run, plan, guess))
+    run.announce([folder, *folders_of_knn], *introduction(run, plan, guess))
     model, optimizer = build(args, run.device)
     net = run.prepare(model, optimizer, partial(noise_loss, plan, args.precision), fewest=2 * args.bn_splits)
     options = run.loader_options(folder)
     loader = training_loader(folder, plan.views, args.total_batch, args.seed, run.workers, **options)
-    monitor = LearningMonitor(guess, args.moco_k / args.total_batch)
+    monitor, knn = LearningMonitor(guess, args.moco_k / args.total_batch), KnnWhileTraining(run, folders_of_knn)
     for epoch in run.epochs(loader, finisher(plan.views, args.augment_on, run.device), monitor):
         set_lr(optimizer, cosine_lr(args.lr, epoch.number, args.epochs))
         net.train()
         for step, images, _ in epoch.steps():
             views = plan.split(images)
             epoch.report(*train_step(net, optimizer, run.scaler, views, step, args.precision, epoch.prints))
-        epoch.save()
-    run.finish(linear_classification)
+        epoch.save(knn=knn.measure(model.encoder_q, epoch))
+    run.finish(knn_classification, linear_classification)
 
 
 def train_step(net, optimizer, scaler, views, step, precision, prints=False):

@@ -65,6 +65,13 @@ def from_rank_0(value):
     return values[0]
 
 
+def copy_from_rank_0(tensors):
+    """Overwrites each of the tensors, whose shapes are equal on every rank, by rank 0's."""
+    if is_initialized():
+        for x in tensors:
+            dist.broadcast(x, src=0)
+
+
 def from_all(value):
     """Gathers every rank's `value`, a small picklable object, into a list in the order of the ranks."""
     if not is_initialized():

@@ -22,6 +22,7 @@ LAYERS = [
 ALSO = {  # imports within a layer that the design allows
     ("builder", "asymmetry"),
     ("evaluation", "engine"),
+    ("evaluation", "loader"),
     ("faults", "tools"),
 }
 METHOD_KNOWS_NOT = {"argparse", "os", "pathlib", "subprocess"}  # what builder.py, loss.py and asymmetry/ do not import

@@ -91,6 +91,14 @@ def check_root(root, holds="one folder of images per class"):
     )
 
 
+def check_same_classes(train, val):
+    """Raises ValueError if two ImageFolders have different classes; the message names one of them."""
+    if odd := sorted(set(train.classes) ^ set(val.classes)):
+        raise ValueError(
+            f"{train.root!r} and {val.root!r} must have the same classes; {odd[0]!r} is only in one of them"
+        )
+
+
 def list_images(root):
     """Lists the images in the class folders of `root`.
 

@@ -18,6 +18,12 @@ def finished(args, started, checkpoint):
     return f"finished: {args.epochs} epoch{plural}, {took} after the {since}; last checkpoint: {checkpoint!r}"
 
 
+def knn_classification(args, launch, checkpoint):
+    """The line with the command that classifies by nearest neighbours; arguments as of `linear_classification`."""
+    command = ["python", "-m", "moco.tools.knn", checkpoint, args.knn_data or args.data]
+    return f"next, in minutes, kNN classification: {shlex.join(command)}"
+
+
 def linear_classification(args, launch, checkpoint):
     """The line with the command that evaluates a pretrained checkpoint, with as many processes on one node.
 

@@ -8,8 +8,8 @@ step            `epoch`, `step` (both 0-based); `loss`, `acc1`, `acc5` of this s
                 (of this step), `wait` (share of the epoch's time spent waiting for data), `lr`, `grad_norm`; in
                 pretraining also `std`, `positive` and `negative` (see `training_statistics.statistics_of`)
 epoch           `epoch`; `loss`, `acc1`, `acc5`, `seconds` as means over its steps from `first_step` on, which is not 0
-                if the run was resumed within the epoch; `wait`, `lr`; `val_acc1` in linear classification;
-                `bad_images`, the number of bad images so far, if there are any
+                if the run was resumed within the epoch; `wait`, `lr`; `val_acc1` in linear classification; `knn_acc1`
+                and `knn_acc5` with --knn-every; `bad_images`, the number of bad images so far, if there are any
 stop            `signal`, `checkpoint` (path of the last checkpoint)
 
 All figures are those of the global batch, except `seconds` and `wait`, which rank 0 measures. A float that is not

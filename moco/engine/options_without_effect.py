@@ -16,6 +16,8 @@ TRAINING = {
 REASONS = {  # option: (a function of the options and of `alone`, whether it has no effect; why)
     "asym_bn_group": (lambda args, _: not args.enable_asym_bn, "without --enable-asym-bn"),
     "mini_crop_size": (lambda args, _: not args.enable_multicrop, "without --enable-multicrop"),
+    "knn_data": (lambda args, _: args.knn_every is None, "without --knn-every"),
+    "knn_k": (lambda args, _: args.knn_every is None, "without --knn-every"),
     "keep": (lambda args, _: args.keep >= args.epochs, "since the run has no more epochs than that"),
     "force": (lambda args, _: not args.resume, "without a checkpoint to resume"),
     "timeout": (lambda args, alone: alone, "since a run of one process has no watchdog"),

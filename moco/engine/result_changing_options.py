@@ -8,15 +8,17 @@ FREE = {
     *("data", "workers", "print_freq", "resume", "force", "output_dir", "tag", "start_epoch", "batch_size"),
     *("multiprocessing_distributed", "nproc", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
     *("pretrained", "evaluate", "fast", "save_every", "keep", "timeout", "on_bad_image", "run", "dry_run"),
-    "notes",
+    *("notes", "knn_every", "knn_data", "knn_k", "knn_images"),
 }
 # Options of FREE that must still be equal on all ranks, because they decide which collectives the ranks call.
 COMMON = {"print_freq", "save_every", "start_epoch", "evaluate", "on_bad_image", "timeout", "dry_run"}
+COMMON |= {"knn_every", "knn_k", "knn_images"}
 DEPENDENT = {"asym_bn_group": "enable_asym_bn", "mini_crop_size": "enable_multicrop"}  # no effect if that flag is off
 LABELS = {  # stored options that are not exactly one flag
     "total_batch": "--batch-size times the nodes",
     "init_lr": "the initial learning rate, --lr times --batch-size / 256,",
     "images": "the number of images",
+    "knn_images": "the number of images in val and train of --knn-every",
 }
 
 

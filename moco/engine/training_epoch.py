@@ -139,11 +139,21 @@ class Epoch:
             run.save_within_epoch(self.number, self.length)
             run.leave()
 
-    def save(self, val_acc1=None):
+    def save_before_evaluation(self):
+        """Call before a long evaluation at the end of the epoch, so that no step is lost if it fails.
+
+        Raises FloatingPointError and CheckpointError as `report`.
+        """
+        self.run.guard.check()
+        if self.start < self.length:
+            self.run.save_within_epoch(self.number, self.length)
+
+    def save(self, val_acc1=None, knn=None):
         """Call at the end of the epoch: prints and logs its figures and starts to write its checkpoint.
 
         Args:
             val_acc1: the validation accuracy in percent, if there was a validation; decides on the best checkpoint.
+            knn: dict of further figures for the log, or None.
 
         Raises:
             FloatingPointError, CheckpointError: as `report`.
@@ -152,7 +162,7 @@ class Epoch:
         if torch.is_tensor(self.loss.val):  # there were steps after the last exchange
             self._exchange()
         run.guard.check()
-        facts = {"lr": self._lr(), "first_step": self.start}
+        facts = {"lr": self._lr(), "first_step": self.start, **(knn or {})}
         if val_acc1 is not None:
             facts["val_acc1"] = val_acc1
         substitutes = run.loader.dataset.substitutes

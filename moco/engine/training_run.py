@@ -206,12 +206,12 @@ class Run:
         """Starts to write the checkpoint within the 0-based `epoch`, of which `step` steps are finished."""
         self.save([self.names.within_epoch()], epoch, step)
 
-    def finish(self, next_step=None):
+    def finish(self, *next_steps):
         """Waits until the last checkpoint is written, and prints how the run has ended. Call it after all epochs.
 
         Args:
-            next_step: called as `next_step(args, launch, checkpoint)` with the path of the last checkpoint; returns
-                a further line, what to do next.
+            next_steps: each called as `next_step(args, launch, checkpoint)` with the path of the last checkpoint;
+                returns a further line, what to do next.
 
         Raises:
             CheckpointError: the last checkpoint can't be written.
@@ -228,7 +228,7 @@ class Run:
             best = self.names.of_best()
             where = f"in {best!r}" if os.path.exists(best) else "reached before the resume, in another folder"
             say(f"best validation Acc@1: {self.best_acc1:.3f}, {where}")
-        if next_step is not None:
+        for next_step in next_steps:
             say(next_step(args, self.launch, self.writer.last))
 
     def leave(self):

@@ -59,6 +59,7 @@ def test_the_lines_of_a_run(runs):
     )
     logged = [line["loss"] for line in runs[1]["two"][1] if line["kind"] == "epoch"]
     assert [(int(n), round(float(loss), 3)) for n, loss, _ in ends] == [(i, round(x, 3)) for i, x in enumerate(logged)]
-    *_, finished, following = log.splitlines()
+    *_, finished, quick, following = log.splitlines()
     assert finished.startswith("finished: 2 epochs, 0:00:") and finished.endswith(f"checkpoint: {ends[1][2]!r}")
+    assert quick.startswith("next, in minutes, kNN classification: python -m moco.tools.knn ")
     assert following.startswith("next, linear classification: python main_lincls.py --lars -a resnet18")

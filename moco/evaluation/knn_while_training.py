@@ -1,0 +1,112 @@
+"""--knn-every: the kNN accuracy of the source encoder's backbone while it is trained. The training does not change."""
+
+import itertools
+import os
+
+from moco.data.file_list import ImageFolder, check_same_classes
+from moco.distributed import copy_from_rank_0, rank
+from moco.engine.architectures import meta_network
+from moco.engine.command_line import number
+from moco.engine.progress import Progress
+from moco.engine.size_checks import process_memory
+from moco.evaluation.frozen_backbone import freeze, frozen_copy
+from moco.evaluation.knn import accuracy_line, knn_accuracy
+from moco.loader import central_loader
+from moco.pipe_safe_print import say
+
+K = 20
+MEMORY = 0.25  # share of a process's memory that the validation features may fill
+
+
+def add_knn_flags(parser):
+    """Adds the flags to `parser`."""
+    add = parser.add_argument_group("kNN accuracy while training").add_argument
+    some = number(int, 1)
+    add("--knn-every", metavar="N", type=some, help="epochs between two kNN classifications (default: none)")
+    help = "folder with labelled images in train/ and val/ for the kNN classification (default: that of the training)"
+    add("--knn-data", metavar="DIR", help=help)
+    add("--knn-k", metavar="K", default=K, type=some, help="number of nearest neighbours that vote")
+
+
+def knn_folders(args, launch):
+    """The ImageFolders (val, train) for the kNN classification; () without --knn-every. Sets `args.knn_images`.
+
+    Raises:
+        ValueError: --knn-every is given, and the images or --knn-k do not fit.
+    """
+    args.knn_images = []
+    if args.knn_every is None:
+        return ()
+    data = args.knn_data or args.data
+    try:
+        val, train = (ImageFolder(os.path.join(data, split)) for split in ("val", "train"))
+        check_same_classes(train, val)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--knn-every needs labelled images: {error}; or give other images by --knn-data") from error
+    check_k([args.knn_k], train, "--knn-k")
+    check_features(val, freeze(meta_network(args.arch))[1], process_memory(launch.local, args.gpu))
+    args.knn_images = [len(val), len(train)]
+    return val, train
+
+
+def check_k(ks, train, flag):
+    """Raises ValueError if one of the numbers of neighbours is larger than the number of images of `train`."""
+    if max(ks) > len(train):
+        raise ValueError(f"{flag} {max(ks)} is more than the {len(train)} images of {train.root!r}; give fewer")
+
+
+def check_features(val, dim, room):
+    """Raises ValueError if the features of `val`, each of `dim` numbers, fill too much of `room` bytes of memory."""
+    size = 4 * dim * len(val)
+    if size > MEMORY * room:
+        raise ValueError(
+            f"the kNN classification keeps the features of the {len(val)} images of {val.root!r}, {size / 1e9:.1f} "
+            f"GB, in each process, but a process has {room / 1e9:.1f} GB of memory; give fewer validation images"
+        )
+
+
+class KnnWhileTraining:
+    """Classifies by kNN at the end of every Nth epoch and of the last one.
+
+    Args:
+        run: the Run. folders: as `knn_folders` returns them.
+    """
+
+    def __init__(self, run, folders):
+        self.run, self.folders = run, folders
+
+    def measure(self, encoder, epoch):
+        """Call before the epoch's checkpoint. A run that is stopped here repeats the classification after the resume.
+
+        Args:
+            encoder: a network with an `fc`; a copy of it is evaluated. epoch: the Epoch.
+
+        Returns:
+            dict of `knn_acc1` and `knn_acc5`, in percent; {} in epochs without a classification.
+        """
+        run, args = self.run, self.run.args
+        if not self.folders or ((epoch.number + 1) % args.knn_every and epoch.number + 1 < args.epochs):
+            return {}
+        epoch.save_before_evaluation()
+        batch, skip_bad = args.total_batch // run.launch.world, args.on_bad_image == "skip"
+        loaders = [
+            central_loader(folder, args.crop_size, batch, run.workers, run.room, "kNN", skip_bad, persistent=False)
+            for folder in self.folders
+        ]
+        steps = itertools.count()
+        progress = Progress("kNN", sum(len(loader.sampler) for loader in loaders), "images", error=False)
+
+        def step_done(images):
+            if rank() == 0:
+                progress.add(images)
+            epoch.report_validation(next(steps))
+
+        network, dim = frozen_copy(encoder)
+        copy_from_rank_0(network.buffers())  # those of batch normalisation differ; rank 0's are in the checkpoint
+        how = [args.knn_k], run.device, args.precision, step_done
+        ((acc1, acc5),), left_out = knn_accuracy(network, dim, *loaders, *how)
+        if rank() == 0:
+            say(accuracy_line(args.knn_k, acc1, acc5))
+            if left_out:
+                say(f"note: {left_out} images of the kNN classification can't be decoded; they are left out")
+        return {"knn_acc1": acc1, "knn_acc5": acc5}
