@@ -22,31 +22,37 @@ class ImageFolder:
 
     Hidden files and folders are passed over. Symbolic links are followed.
 
+    Args:
+        root: the folder.
+        any_tree: whether images may also lie directly in `root`, and folders may be empty. The images in `root` come
+            first, with the label -1.
+
     The list is kept in three arrays instead of Python objects. With Python objects, each data worker would update
     reference counts, and thereby copy the memory that it shares with the others (PyTorch issue 13246).
 
     Attributes:
         root: the folder.
         classes: sorted names of the class folders.
-        labels: int32, for each image an index into `classes`.
+        labels: int32, for each image an index into `classes`, or -1.
         passed_over: a PassedOver, the numbers of what is not listed.
 
     Raises:
-        FileNotFoundError: `root` is missing or has no class folders, or a class has no image.
+        FileNotFoundError: `root` is missing or has no class folders, or a class has no image; with `any_tree`: there
+            is no image.
         OSError: `root` is a file, a folder can't be read, or a symbolic link leads back to a folder that contains it.
     """
 
-    def __init__(self, root):
+    def __init__(self, root, any_tree=False):
         self.root = os.fspath(root)
-        check_root(self.root)
-        arrays, folders, started = file_list_cache.load(self.root), None, time.time_ns()
+        check_root(self.root, "images" if any_tree else "one folder of images per class")
+        arrays, folders, started = None if any_tree else file_list_cache.load(self.root), None, time.time_ns()
         if arrays is None:
-            arrays, folders = list_images(self.root)
-        self.classes = [os.fsdecode(name) for name in arrays["classes"].tobytes().split(b"\0")]
+            arrays, folders = list_images(self.root, any_tree)
+        self.classes = [os.fsdecode(name) for name in arrays["classes"].tobytes().split(b"\0") if name]
         self._paths, self._ends, self.labels = arrays["paths"], arrays["ends"], arrays["labels"]
         self.passed_over = PassedOver(*json.loads(arrays["passed_over"].tobytes()))
         # The target of a broken link may come back, and no folder that was visited would show it.
-        if folders and not self.passed_over.broken_links:
+        if folders and not any_tree and not self.passed_over.broken_links:
             file_list_cache.store(self.root, arrays, folders, started)
 
     def __len__(self):
@@ -67,11 +73,12 @@ class ImageFolder:
 
     def summary(self):
         """One line for the start of a run: how many images of how many classes are listed, and what is passed over."""
-        line = f"images: {len(self)} of {plural(len(self.classes), 'class', 'es')} in {self.root!r}"
+        classes = f" of {plural(len(self.classes), 'class', 'es')}" if self.classes else ""
+        line = f"images: {len(self)}{classes} in {self.root!r}"
         return line + self.passed_over.clause()
 
 
-def check_root(root, holds="one folder of images per class"):
+def check_root(root, holds):
     """Raises an OSError that says what is wrong if `root` is no folder; `holds` says what it must hold."""
     if os.path.isdir(root):
         return
@@ -99,8 +106,8 @@ def check_same_classes(train, val):
         )
 
 
-def list_images(root):
-    """Lists the images in the class folders of `root`.
+def list_images(root, any_tree=False):
+    """Lists the images in the class folders of `root`; `any_tree` as for ImageFolder.
 
     Returns:
         arrays: a dict of `paths` (uint8, all paths relative to `root`, concatenated), `ends` (int64, length n + 1: 0,
@@ -109,27 +116,36 @@ def list_images(root):
         folders: for the cache, a list of (folder relative to `root`, its state before it was listed).
 
     Raises:
-        FileNotFoundError: there are no class folders, or a class has no image.
+        FileNotFoundError: there are no class folders, or a class has no image; with `any_tree`: there is no image.
         OSError: a folder can't be read, or a symbolic link leads back to a folder that contains it.
     """
     folders = [(b".", file_list_cache.state_of(root, b"."))]
     top = scan(root)
-    check_top(root, top)
     passed_over = Counter({HIDDEN: top.hidden, OUTSIDE: len(top.files)})
-    above, classes = enclosing_folders(root), sorted(top.folders)
+    above, classes = enclosing_folders(root), []
     paths, ends, labels = bytearray(), [0], []
-    for label, name in enumerate(classes):
-        images, not_listed = images_of(walk(root, name, top.folders[name], above, folders))
-        if not images:
-            raise FileNotFoundError(
-                f"no images in {os.path.join(root, name)!r}; remove it or add some ({', '.join(EXTENSIONS)})"
-                + PassedOver.of(not_listed).clause()
-            )
+
+    def add(images, label):
         for path in images:
-            paths += os.fsencode(path)
+            paths.extend(os.fsencode(path))
             ends.append(len(paths))
-        labels += [label] * len(images)
+        labels.extend([label] * len(images))
+
+    if any_tree:
+        images, passed_over = images_of([("", top)])
+        add(images, -1)
+    else:
+        check_top(root, top)
+    for name in sorted(top.folders):
+        images, not_listed = images_of(walk(root, name, top.folders[name], above, folders))
+        if images:
+            add(images, len(classes))
+            classes.append(name)
+        elif not any_tree:
+            raise no_images(os.path.join(root, name), not_listed)
         passed_over += not_listed
+    if not labels:
+        raise no_images(root, passed_over)
     arrays = {
         "paths": np.frombuffer(bytes(paths), dtype=np.uint8),
         "ends": np.array(ends, dtype=np.int64),
@@ -138,6 +154,13 @@ def list_images(root):
         "passed_over": np.frombuffer(json.dumps(PassedOver.of(passed_over)).encode(), dtype=np.uint8),
     }
     return arrays, folders
+
+
+def no_images(folder, not_listed):
+    """The FileNotFoundError about a folder without images; `not_listed` is a dict for `PassedOver.of`."""
+    return FileNotFoundError(
+        f"no images in {folder!r}; remove it or add some ({', '.join(EXTENSIONS)}){PassedOver.of(not_listed).clause()}"
+    )
 
 
 def check_top(root, top):

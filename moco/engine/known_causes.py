@@ -1,5 +1,6 @@
 """Known causes of a run's end, which one line explains. Every other error keeps its traceback."""
 
+import errno
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from moco.engine.rendezvous import RendezvousError
 ON_EVERY_RANK = (FloatingPointError, RanksDiffer)  # every rank raises them, with the same message
 CLEAR = (BadImageError, ImageReadError, TooManyBadImages, CheckpointError, OutputInUse, RendezvousError)
 CLEAR += ON_EVERY_RANK
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SHARED = "/dev/shm"  # where the batches of the data workers lie
 # The following match messages of torch. Shared memory is full: SIGBUS ended a worker, or a file can't be made there.
 NO_SHARED_MEMORY = re.compile(r"DataLoader worker.*Bus error|</torch_\d+.*>.*(No space left|Cannot allocate)")
@@ -37,6 +39,8 @@ def known_cause(error):
     """
     if isinstance(error, CLEAR):
         return own_words(error)
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return f"the disk is full ({error.strerror}); make room, then start again"
     if is_lost_connection(error):
         how = _sentences(LOST_CONNECTION, str(error), 1)
         return f"the connection to another rank was lost: {how}; the messages of the other ranks may say why"

@@ -1,9 +1,7 @@
 """--knn-every: the kNN accuracy of the source encoder's backbone while it is trained. The training does not change."""
 
 import itertools
-import os
 
-from moco.data.file_list import ImageFolder, check_same_classes
 from moco.distributed import copy_from_rank_0, rank
 from moco.engine.architectures import meta_network
 from moco.engine.command_line import number
@@ -11,11 +9,11 @@ from moco.engine.progress import Progress
 from moco.engine.size_checks import process_memory
 from moco.evaluation.frozen_backbone import freeze, frozen_copy
 from moco.evaluation.knn import accuracy_line, knn_accuracy
+from moco.evaluation.knn_images import check_features, check_k, labelled_splits
 from moco.loader import central_loader
 from moco.pipe_safe_print import say
 
 K = 20
-MEMORY = 0.25  # share of a process's memory that the validation features may fill
 
 
 def add_knn_flags(parser):
@@ -37,32 +35,14 @@ def knn_folders(args, launch):
     args.knn_images = []
     if args.knn_every is None:
         return ()
-    data = args.knn_data or args.data
     try:
-        val, train = (ImageFolder(os.path.join(data, split)) for split in ("val", "train"))
-        check_same_classes(train, val)
+        val, train = labelled_splits(args.knn_data or args.data)
     except (OSError, ValueError) as error:
         raise ValueError(f"--knn-every needs labelled images: {error}; or give other images by --knn-data") from error
     check_k([args.knn_k], train, "--knn-k")
     check_features(val, freeze(meta_network(args.arch))[1], process_memory(launch.local, args.gpu))
     args.knn_images = [len(val), len(train)]
     return val, train
-
-
-def check_k(ks, train, flag):
-    """Raises ValueError if one of the numbers of neighbours is larger than the number of images of `train`."""
-    if max(ks) > len(train):
-        raise ValueError(f"{flag} {max(ks)} is more than the {len(train)} images of {train.root!r}; give fewer")
-
-
-def check_features(val, dim, room):
-    """Raises ValueError if the features of `val`, each of `dim` numbers, fill too much of `room` bytes of memory."""
-    size = 4 * dim * len(val)
-    if size > MEMORY * room:
-        raise ValueError(
-            f"the kNN classification keeps the features of the {len(val)} images of {val.root!r}, {size / 1e9:.1f} "
-            f"GB, in each process, but a process has {room / 1e9:.1f} GB of memory; give fewer validation images"
-        )
 
 
 class KnnWhileTraining:

@@ -33,6 +33,11 @@ class PretrainedEncoder:
     tensors: int
     checkpoint: dict
 
+    def summary(self, path):
+        """One line on what was opened from `path`."""
+        source = f"{self.tensors} tensors of {path!r}" if self.tensors else "random weights"
+        return f"encoder: {self.arch} with {source}, {self.dim} features, images of {self.crop_size} px"
+
 
 def open_encoder(path, arch=None, crop_size=None, projected=False, encoder=SOURCE, seed=0):
     """Opens a checkpoint, any file that --pretrained of main_lincls.py takes, and checks that it fits.

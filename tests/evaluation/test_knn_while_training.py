@@ -15,6 +15,7 @@ from moco.engine.pretrained_backbone import backbone_for
 from moco.evaluation import knn_while_training
 from moco.evaluation.frozen_backbone import freeze
 from moco.evaluation.knn import knn_accuracy
+from moco.evaluation.knn_images import check_features
 from moco.loader import central_loader
 from tests.ranks import run_script
 from tests.tiny_net import TinyNet, use_tiny_net
@@ -165,9 +166,9 @@ def test_what_it_refuses(flags, message, imagenet, tmp_path, call):
 
 def test_features_that_fill_the_memory_are_refused(imagenet):
     val = ImageFolder(imagenet / "val")
-    knn_while_training.check_features(val, 512, 36 * 512 * 4 * 4)
+    check_features(val, 512, 36 * 512 * 4 * 4)
     with pytest.raises(ValueError, match=r"features of the 36 images of '.*/val', 0\.0 GB, in each process, but a"):
-        knn_while_training.check_features(val, 512, 36 * 512 * 4 * 4 - 1)
+        check_features(val, 512, 36 * 512 * 4 * 4 - 1)
 
 
 def test_flags_without_effect_are_named(imagenet, tmp_path, call):
