@@ -17,8 +17,10 @@ from moco.engine.checkpoint_background_writer import on_cpu
 from moco.engine.checkpoint_format import checkpoint_of
 from moco.engine.checkpoint_resume import restore
 from moco.engine.ddp_wrapper import check_equal
+from moco.engine.json_log import JsonLog
 from moco.engine.nonfinite_loss import NonfiniteGuard
 from moco.engine.preemption import StopListener
+from moco.engine.tensorboard_log import TensorBoardLog
 from moco.engine.training_epoch import Epoch
 from moco.engine.training_statistics import LearningMonitor
 from moco.evaluation.validation_accuracy import validate
@@ -216,7 +218,7 @@ def check_epoch(steps=5, print_freq=2, world=1):
             **{"args": args, "device": CUDA, "loader": loader, "transform": finisher(plan.views, "device", CUDA)},
             **{"workers": 0, "place": (0, 0), "stop": StopListener(print_freq), "optimizer": optimizer},
             **{"guard": NonfiniteGuard(loader, optimizer, None), "monitor": LearningMonitor(5.0, 0)},
-            log=SimpleNamespace(write=lambda *_, **__: None),
+            **{"log": JsonLog(None), "tensorboard": TensorBoardLog(None)},
         )
         epoch, gpu.wait = Epoch(run, 0), wait
         for step, images, _ in epoch.steps():

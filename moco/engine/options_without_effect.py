@@ -12,6 +12,7 @@ TRAINING = {
     "save_every",
     "on_bad_image",
     "augment_on",
+    "tensorboard",
 }
 REASONS = {  # option: (a function of the options and of `alone`, whether it has no effect; why)
     "asym_bn_group": (lambda args, _: not args.enable_asym_bn, "without --enable-asym-bn"),

@@ -8,7 +8,7 @@ FREE = {
     *("data", "workers", "print_freq", "resume", "force", "output_dir", "tag", "start_epoch", "batch_size"),
     *("multiprocessing_distributed", "nproc", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
     *("pretrained", "evaluate", "fast", "save_every", "keep", "timeout", "on_bad_image", "run", "dry_run"),
-    *("notes", "knn_every", "knn_data", "knn_k", "knn_images"),
+    *("notes", "tensorboard", "knn_every", "knn_data", "knn_k", "knn_images"),
 }
 # Options of FREE that must still be equal on all ranks, because they decide which collectives the ranks call.
 COMMON = {"print_freq", "save_every", "start_epoch", "evaluate", "on_bad_image", "timeout", "dry_run"}

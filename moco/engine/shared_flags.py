@@ -44,6 +44,8 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay, lr_help="initial le
     help = "random seed (default: the resumed checkpoint's seed; otherwise a new one, which is printed)"
     add("--seed", metavar="N", type=SEED, help=help)
     add("--output-dir", metavar="DIR", default=".", help="folder for checkpoints and log.jsonl")
+    help = "write the figures of log.jsonl and a picture of the views for TensorBoard, to tensorboard/ in --output-dir"
+    add("--tensorboard", action="store_true", help=help)
     help = "what to do if a training image can't be decoded: end the run, or use another image instead"
     add("--on-bad-image", choices=["stop", "skip"], default="stop", help=help)
     add(

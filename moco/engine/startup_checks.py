@@ -14,6 +14,7 @@ from moco.engine.command_line import output_folder
 from moco.engine.earlier_runs import move_files_of_others, new_id
 from moco.engine.launch_plan import memory, plan_launch
 from moco.engine.output_lock import holder_of, lock_output, unlock_output
+from moco.engine.tensorboard_log import event_classes
 from moco.pipe_safe_print import say
 
 
@@ -42,6 +43,8 @@ def parse_and_check(parser, prepare, argv=None, least=1):
             raise ValueError("--resume is empty; give a file or auto, or leave the flag out")
         launch = plan_launch(args)
         speed_flags.settle(args)
+        if args.tensorboard and launch.has_rank_0:
+            event_classes()  # raises ValueError
         args.total_batch = args.batch_size * launch.nodes
         if args.batch_size < least and launch.local == 1:
             raise ValueError(f"--batch-size {args.batch_size} is too small; give {least} or more")

@@ -51,6 +51,8 @@ class Epoch:
         for self.step, (images, labels) in enumerate(batches, start):
             watchdog.at(self.number, self.step, watchdog.STEP)
             self.batch = len(labels)
+            if self.is_first and self.step == start:
+                run.tensorboard.write_views(images, self.number, self.step)
             yield self.number * self.length + self.step, images, labels
             watchdog.at(self.number, self.step + 1, watchdog.DATA)
 
@@ -123,7 +125,7 @@ class Epoch:
         std = self.statistics.get("std")
         self.progress.display(i, *([] if std is None else [f"Std {std:.3f}"]), *self.timer.outlook(left))
         facts = {"lr": self._lr(), **self._figures("val"), **self.statistics}
-        run.log.write("step", epoch=self.number, step=i, **facts)
+        self._log("step", step=i, **facts)
         if run.monitor is not None:
             run.monitor.see(self.number * self.length + i, self.loss.val, std)
 
@@ -169,7 +171,7 @@ class Epoch:
         if rank() == 0 and substitutes and (bad := len(substitutes.listed())):
             facts["bad_images"] = bad
             say(f"note: {bad} images could not be decoded so far; {substitutes.path!r} lists them")
-        run.log.write("epoch", epoch=self.number, **self._figures("avg"), **facts)
+        self._log("epoch", **self._figures("avg"), **facts)
         paths = [run.names.of_epoch(self.number)]
         if val_acc1 is not None and val_acc1 > run.best_acc1:
             run.best_acc1 = val_acc1
@@ -181,6 +183,11 @@ class Epoch:
             figures = f"{means}{since}, " * (self.loss.count > 0)
             say(f"epoch {self.number} ended: {figures}{took}; writing {paths[-1]!r}")
         run.save(paths, self.number + 1, remove=run.names.outdated(self.number))
+
+    def _log(self, kind, **facts):
+        """Writes a line to log.jsonl and its figures to TensorBoard's file."""
+        for log in (self.run.log, self.run.tensorboard):
+            log.write(kind, epoch=self.number, **facts)
 
     def _lr(self):
         return self.run.optimizer.param_groups[0]["lr"]

@@ -26,6 +26,7 @@ from moco.engine.nonfinite_loss import NonfiniteGuard
 from moco.engine.output_lock import lock_output_in_rank_0, unlock_output
 from moco.engine.preemption import EXIT_CODE, StopListener, Stopped, signal_name
 from moco.engine.result_changing_options import check_same_options, result_options
+from moco.engine.tensorboard_log import TensorBoardLog
 from moco.engine.training_epoch import Epoch
 from moco.pipe_safe_print import say
 from moco.precision import grad_scaler, set_precision
@@ -177,6 +178,8 @@ class Run:
             return
         self.log = JsonLog(args.output_dir if rank() == 0 else None, args.run)
         self.log.write_start(args, self.device, self.place)
+        curves = args.output_dir if args.tensorboard and rank() == 0 else None
+        self.tensorboard = TensorBoardLog(curves, args.run, len(loader), self.place)
         self.stop = self.exits.enter_context(StopListener(args.print_freq))
         self.writer = self.exits.enter_context(BackgroundWriter(args.resume))
         self.guard = NonfiniteGuard(loader, self.optimizer, self.writer.last_path)

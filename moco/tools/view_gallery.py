@@ -26,7 +26,7 @@ from moco.data.view_datasets import RandomCrops, RandomViews
 from moco.engine.command_line import SEED, Parser, number, output_file
 from moco.engine.size_checks import check_memory
 from moco.views.augment_on_device import BOX, Layout
-from moco.views.normalize import MEAN, STD
+from moco.views.normalize import to_pixels
 
 GAP, MARGIN = 4, 16  # pixels between views, and around the sides
 INK, PAPER, FRAME = (20, 20, 20), (255, 255, 255), (255, 230, 0)
@@ -92,10 +92,7 @@ def views_of(folder, plan, seed, addresses, path):
     batch = RandomCrops(folder, plan.views, seed).__getitems__(addresses)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     views, _ = finisher(plan.views, "device", device)(batch)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return [
-        [to_pil(((view[i].cpu() * std + mean) * 255).round().byte()) for view in views] for i in range(len(addresses))
-    ]
+    return [[to_pil(to_pixels(view[i].cpu())) for view in views] for i in range(len(addresses))]
 
 
 def boxes(folder, plan, seed, addresses):

@@ -25,6 +25,12 @@ def normalize_in_place(x):
     return x.div_(255).sub_(mean).div_(std)
 
 
+def to_pixels(x):
+    """The inverse of `normalize_images`: uint8, in the shape and on the device of `x`."""
+    mean, std = _constants(x.device)
+    return ((x * std + mean) * 255).round().clamp(0, 255).byte()
+
+
 @functools.cache
 def _constants(device):
     # Cached per device, since copying them to a GPU makes the host wait.

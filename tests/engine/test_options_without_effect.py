@@ -26,8 +26,8 @@ from moco.engine.options_without_effect import REASONS, TRAINING, notes
         (main_moco, "--deterministic", True, ["--deterministic has no effect without a GPU, since a CPU always"]),
         (main_lincls, "--epochs 3 --lars", True, []),
         (
-            *(main_lincls, "--evaluate --resume x --epochs 3 --lars", True),
-            [f"--{name} has no effect since --evaluate trains nothing" for name in ("epochs", "lars")],
+            *(main_lincls, "--evaluate --resume x --epochs 3 --lars --tensorboard", True),
+            [f"--{name} has no effect since --evaluate trains nothing" for name in ("epochs", "lars", "tensorboard")],
         ),
     ],
 )

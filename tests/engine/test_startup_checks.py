@@ -1,6 +1,7 @@
 """Everything that is refused before any work is done: one line, exit code 2."""
 
 import shutil
+import sys
 
 import pytest
 import torch
@@ -125,6 +126,14 @@ def test_folders_and_files_that_can_not_serve(refused, imagenet, tmp_path):
         torch.save(odd, tmp_path / "odd.pth")
         refused("moco", imagenet, *SMALL, "--resume", "odd.pth")
         refused("lincls", imagenet, *SMALL, "--pretrained", "odd.pth")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_package_for_tensorboard_may_be_missing(refused, imagenet, script, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    line = refused(script, imagenet, *SMALL, "--tensorboard")
+    assert "--tensorboard needs the package tensorboard, and its import fails (" in line
+    assert line.endswith("); pip install tensorboard, or leave the flag out\n")
 
 
 def test_workers_are_the_nodes_and_end_at_its_cores(monkeypatch):
