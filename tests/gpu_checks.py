@@ -8,7 +8,6 @@ from unittest import mock
 import numpy as np
 import torch
 
-import main_lincls
 import main_moco
 from moco.data import prefetch_to_device
 from moco.data.prefetch_to_device import finisher, prefetched
@@ -23,7 +22,6 @@ from moco.engine.preemption import StopListener
 from moco.engine.tensorboard_log import TensorBoardLog
 from moco.engine.training_epoch import Epoch
 from moco.engine.training_statistics import LearningMonitor
-from moco.evaluation.validation_accuracy import validate
 from moco.precision import grad_scaler
 from moco.views import normalize
 from moco.views.augment_on_device import Layout
@@ -248,38 +246,3 @@ def check_waits(waits):
 def tiny_net(script):
     """A context in which a script builds a TinyNet."""
     return mock.patch.object(script.models, "get_model", lambda arch, num_classes=1000: TinyNet(num_classes))
-
-
-def check_linear_classification(precision=None, lars=True, world=1):
-    """Steps and a validation of the linear classification; returns what made the host wait in the validation.
-
-    With several ranks, all of them look for stop signals in each step of the validation, which waits, too.
-    """
-    args = main_lincls.build_parser().parse_args([".", "--lars"] if lars else ["."])
-    vars(args).update(seed=0, compile=False, init_lr=0.1)
-    with contextlib.ExitStack() as stack:
-        gpu = stack.enter_context(fake_gpu())
-        stack.enter_context(tiny_net(main_lincls))
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        stop, each_step = StopListener(1), lambda i: None
-        if world > 1:
-            stack.enter_context(FakeNCCL(world, rank=1).installed())
-            stack.enter_context(mock.patch.object(preemption, "rank", lambda: 1))
-            each_step = lambda i: stop.asked(True)  # noqa: E731
-        with gpu.waits_allowed():
-            model, optimizer = main_lincls.build(args, 5, CUDA)
-            normalize._constants(CUDA)
-            main_lincls.noise_output(24, precision, model, 8)
-            frozen = main_lincls.frozen_tensors(model)
-            with mock.patch.object(torch, "equal", lambda a, b: a.device == b.device == CUDA):
-                main_lincls.check_frozen(frozen, model)
-        images, labels = torch.randn(8, 3, 24, 24, device=CUDA), torch.zeros(8, dtype=torch.long, device=CUDA)
-        for _ in range(2):
-            main_lincls.train_step(model, optimizer, images, labels, precision)
-        batches = [
-            pinned(gpu, (torch.empty(n, 3, 24, 24, dtype=torch.uint8), torch.zeros(n, dtype=torch.long)))
-            for n in (8, 8, 3)
-        ]
-        with gpu.waits_allowed() as waits:
-            validate(model, FakeLoader(batches), 19 * world, CUDA, precision, 1, True, each_step)
-    return waits

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import warnings
+from types import SimpleNamespace
 
 import torch
 import torch.distributed
@@ -31,6 +32,7 @@ CHECKS = {
     "epoch": lambda c: c.check_waits(c.check_epoch()),
     "probe": lambda c: c.check_waits([c.check_linear_classification()]),
     "ranks of the probe": lambda c: c.check_linear_classification(world=8),
+    "knn": lambda c: c.check_knn_waits(bad=True),
     "compiled": lambda c: c.check_compiled_batchnorm(),
     "start": lambda c: c.check_start_and_save(),
 }
@@ -203,6 +205,21 @@ BUGS = {
         "        ratio = self.trust_coefficient",
         "        if w_norm == 0:\n            return\n        ratio = self.trust_coefficient",
     ),
+    "kNN reads each batch": (
+        *("knn", "moco/evaluation/knn.py"),
+        "        nearest.add(indices, features)\n",
+        "        nearest.add(indices, features)\n        features.tolist()\n",
+    ),
+    "kNN picks images by an index on the CPU": (
+        *("knn", "moco/evaluation/features.py"),
+        "features[copy_to_device(good, device)]",
+        "features[good]",
+    ),
+    "labels of kNN stay on the CPU": (
+        *("knn", "moco/evaluation/knn.py"),
+        "labels = copy_to_device(labels, device)[",
+        "labels = labels[",
+    ),
     "validation reads each batch": (
         *("probe", "moco/evaluation/validation_accuracy.py"),
         "        timer.step_ended()\n",
@@ -235,12 +252,13 @@ def said_by_check(name):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     planted(name)
-    from tests import gpu_checks  # now, with the bug
+    from tests import gpu_checks, gpu_checks_evaluation  # now, with the bug
 
+    checks = SimpleNamespace(**{**vars(gpu_checks), **vars(gpu_checks_evaluation)})
     for check, run in CHECKS.items():
         if BUGS[name][0] in (check, "all"):
             try:
-                run(gpu_checks)
+                run(checks)
             except AssertionError as error:  # RuleBroken is one
                 return str(error) or "an assertion"
     return None

@@ -7,6 +7,7 @@ import shlex
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 README = os.path.join(ROOT, "README.md")
 MAP = os.path.join(ROOT, "moco", "README.md")
+ENGINE = os.path.join(ROOT, "moco", "engine", "README.md")
 
 
 def blocks(language, document=README):
@@ -16,11 +17,12 @@ def blocks(language, document=README):
 
 
 def commands(script):
-    """Arguments of every command of the README that calls `script`, in order, each a list of words.
+    """Arguments of every command that calls `script` in README.md and moco/engine/README.md, each a list of words.
 
     SLURM's variables are filled in, as on the first of two nodes and in the second job of an array.
     """
-    text = "\n".join(blocks("bash")).replace("\\\n", " ").replace("$SLURM_NNODES", "2").replace("$SLURM_NODEID", "0")
+    text = "\n".join(blocks("bash") + blocks("bash", ENGINE)).replace("\\\n", " ")
+    text = text.replace("$SLURM_NNODES", "2").replace("$SLURM_NODEID", "0")
     text = text.replace("${flags[$SLURM_ARRAY_TASK_ID]}", "--enable-multicrop").replace("$SLURM_ARRAY_TASK_ID", "1")
     lines = text.replace("bash -c 'exec ", "").splitlines()
     lines = [line.removesuffix("'") if line.count("'") % 2 else line for line in lines]

@@ -8,6 +8,7 @@ import main_moco
 from moco.views import augment_on_device
 from moco.views.steps_on_device import TABLES, steps_of
 from tests import gpu_checks as checks
+from tests import gpu_checks_evaluation as evaluations
 from tests.gpu_checks import ALL
 
 DESIGNS = [(), *((name,) for name in ALL), ALL]
@@ -100,11 +101,16 @@ def test_a_log_line_waits_once_and_only_after_the_next_batch_is_queued(world):
 @pytest.mark.parametrize("lars", [True, False])
 @pytest.mark.parametrize("precision", [None, "bf16"])
 def test_linear_classification_waits_once_in_a_validation(precision, lars):
-    assert len(checks.check_linear_classification(precision, lars)) == 1
+    assert len(evaluations.check_linear_classification(precision, lars)) == 1
 
 
 def test_ranks_of_the_linear_classification_send_what_nccl_accepts():
-    assert len(checks.check_linear_classification(world=8)) == 3 + 1  # 3 steps of the validation, and its end
+    assert len(evaluations.check_linear_classification(world=8)) == 3 + 1  # 3 steps of the validation, and its end
+
+
+@pytest.mark.parametrize("how", [{"precision": "bf16"}, {"bad": True}, {"world": 8}], ids=str)
+def test_knn_waits_once(how):
+    evaluations.check_knn_waits(**how)
 
 
 def test_compiled_batch_normalisation_waits_for_nothing():

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from moco.distributed import all_gather, world_size
+from moco.distributed import all_gather, copy_to_device, from_all, world_size
 from moco.precision import autocast
 from moco.views.normalize import normalize_images
 
@@ -20,8 +20,8 @@ def encode(network, loader, device, precision=None, step_done=lambda images: Non
             often on every rank, with the number of this rank's images in the step.
 
     Yields:
-        (indices, features) for each batch: n (long) and n x d (float32), on `device`. With the loader's `skip_bad`,
-        images that can't be decoded are left out.
+        (indices, features) for each batch: n (long, on the CPU) and n x d (float32, on `device`). With the loader's
+        `skip_bad`, images that can't be decoded are left out.
     """
     common = math.ceil(len(loader.dataset) // world_size() / loader.batch_size)
     first = loader.sampler.start
@@ -29,10 +29,10 @@ def encode(network, loader, device, precision=None, step_done=lambda images: Non
         indices = torch.arange(first, first + len(views))
         first += len(views)
         with autocast(device, precision):
-            features = network(normalize_images(views.to(device, non_blocking=True))).float()
-        if bool((bad := labels == loader.dataset.BAD).any()):
-            indices, features = indices[~bad], features[(~bad).to(device)]
-        yield indices.to(device, non_blocking=True), features
+            features = network(normalize_images(copy_to_device(views, device))).float()
+        if len(good := (labels != loader.dataset.BAD).nonzero()[:, 0]) < len(labels):
+            indices, features = indices[good], features[copy_to_device(good, device)]
+        yield indices, features
         if step < common:
             step_done(len(views))
 
@@ -44,13 +44,14 @@ def encode_all(network, dim, loader, device, precision=None, step_done=lambda im
         dim: number of features. The others are those of `encode`.
 
     Returns:
-        (indices, features): n (long) and n x dim (float32), on `device`.
+        (indices, features): n (long, on the CPU) and n x dim (float32, on `device`).
     """
-    most = math.ceil(len(loader.dataset) / world_size())
-    indices = torch.full((most,), -1, device=device)
-    features, at = torch.zeros(most, dim, device=device), 0
+    most = math.ceil(len(loader.dataset) / world_size())  # images of the largest share
+    features, indices = torch.zeros(most, dim, device=device), []
     for some, x in encode(network, loader, device, precision, step_done):
-        indices[at : at + len(x)], features[at : at + len(x)] = some, x
-        at += len(x)
-    indices, features = all_gather(indices), all_gather(features)
-    return indices[indices >= 0], features[indices >= 0]
+        features[len(indices) : len(indices) + len(x)] = x
+        indices += some.tolist()
+    shares = from_all(indices)
+    rows = [rank * most + i for rank, share in enumerate(shares) for i in range(len(share))]
+    features = all_gather(features)[copy_to_device(torch.tensor(rows), device)]
+    return torch.tensor([i for share in shares for i in share]), features

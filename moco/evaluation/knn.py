@@ -8,7 +8,7 @@ features, and only the k best of each are remembered.
 import torch
 import torch.nn.functional as F
 
-from moco.distributed import all_gather, all_sum, world_size
+from moco.distributed import all_gather, copy_to_device, from_all, world_size
 from moco.evaluation.features import encode, encode_all
 from moco.precision import without_tf32
 
@@ -31,7 +31,7 @@ class NearestNeighbours:
 
     def add(self, indices, features):
         """Compares the queries with further items: n indices (long, 0 to 2^32 - 1) and n x d features."""
-        features = F.normalize(features, dim=1)
+        indices, features = copy_to_device(indices, features.device), F.normalize(features, dim=1)
         with without_tf32():
             for queries, best in self._parts(self.k + len(features)):
                 keys = torch.cat([best, _keys(queries @ features.T, indices)], dim=1)
@@ -111,25 +111,23 @@ def knn_accuracy(network, dim, val_loader, train_loader, ks, device, precision=N
     """
     val, train = val_loader.dataset.folder, train_loader.dataset.folder
     queries, features = encode_all(network, dim, val_loader, device, precision, step_done)
-    nearest, seen = NearestNeighbours(features, max(ks)), torch.zeros((), dtype=torch.long, device=device)
+    nearest, seen = NearestNeighbours(features, max(ks)), 0
     for indices, features in encode(network, train_loader, device, precision, step_done):
         nearest.add(indices, features)
         seen += len(indices)
     nearest.merge_ranks()
-    left_out = len(val) - len(queries) + len(train) - int(all_sum(seen))
+    left_out = len(val) - len(queries) + len(train) - sum(from_all(seen))
     similarities, neighbours = nearest.result()
-    labels = torch.from_numpy(train.labels).to(device).long()[neighbours]  # a missing neighbour has no weight
-    targets = torch.from_numpy(val.labels).to(device).long()[queries]
+    labels, targets = (torch.from_numpy(folder.labels).long() for folder in (train, val))
+    labels = copy_to_device(labels, device)[neighbours]  # a missing neighbour has some label, but no weight
+    targets = copy_to_device(targets[queries], device)
     rows = max(1, CELLS // len(train.classes))
-    parts = [x.split(rows) for x in (similarities, labels, targets)]
-    accuracies = []
-    for k in ks:
-        found = torch.zeros(2, dtype=torch.float64, device=device)
-        for *neighbours, target in zip(*parts, strict=True):
-            scores = votes(*neighbours, len(train.classes), k)
-            found += torch.stack([hits(scores, target, n).sum() for n in (1, 5)])
-        accuracies.append(tuple((100 * found / max(len(queries), 1)).tolist()))
-    return accuracies, left_out
+    found = torch.zeros(len(ks), 2, dtype=torch.float64, device=device)
+    for similarity, label, target in zip(*(x.split(rows) for x in (similarities, labels, targets)), strict=True):
+        for row, k in zip(found, ks, strict=True):
+            scores = votes(similarity, label, len(train.classes), k)
+            row += torch.stack([hits(scores, target, n).sum() for n in (1, 5)])
+    return [tuple(row) for row in (100 * found / max(len(queries), 1)).tolist()], left_out
 
 
 def accuracy_line(k, acc1, acc5):
