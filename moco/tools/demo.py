@@ -1,9 +1,10 @@
-"""Demo: pretraining with three designs on a tiny fake ImageNet, then linear classification.
+"""Demo: pretraining on a small fake ImageNet, and what its result is worth, beside a random encoder.
 
     python -m moco.tools.demo [--dir DIR]
 
-It calls the two scripts as a user would, and prints each command before it runs it. It takes two processes on a CPU,
-or one process per GPU on at most two GPUs.
+It calls the scripts and tools as a user would, and prints each command before it runs it: pretraining, kNN, linear
+classification, and, of the result, curves, nearest neighbours, and an export that is loaded again. It takes two
+processes on a CPU, or one process per GPU on at most two GPUs.
 """
 
 import sys
@@ -12,63 +13,100 @@ if not __package__:  # otherwise `import moco` fails
     print("error: this program can't be started by its path; use python -m moco.tools.demo", file=sys.stderr)
     sys.exit(2)
 
+import importlib.util
+import json
 import math
 import os
 import re
 import shlex
 import subprocess
 import tempfile
+import time
+from datetime import timedelta
 
 import torch
 
-from moco.engine.command_line import Parser, output_folder
+from moco.engine.command_line import SEED, Parser, output_folder
 from moco.tools.fake_imagenet import CLASSES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 K = 256
-SHARED = ["-a", "resnet18", "--crop-size", "32", "-b", "32", "--seed", "0"]
-PRETRAINING = ["--lr", "0.03", "--moco-k", str(K), "--moco-m", "0.99"]
-DESIGNS = ["--enable-scalemix", "--enable-asym-bn", "--enable-mean-encoding"]
-PROBE = ["--lars", "--lr", "400"]  # times 32 / 256; a few hundred steps of a tiny batch need a large rate
+ARCH, SIZE = "resnet18", "32"
+SHARED = ["-a", ARCH, "--crop-size", SIZE, "-b", "32"]
+PRETRAINING = ["--lr", "0.03", "--moco-k", str(K), "--moco-m", "0.99", "--augment-on", "device"]
+DESIGNS = ["--enable-scalemix", "--enable-asym-bn"]
+LINEAR = ["--lars", "--lr", "400", "--epochs", "3"]  # a few hundred steps of a tiny batch need a large rate
+RANDOM = "none"
+LOAD = """import torch, torchvision
+model = torchvision.models.{arch}()
+print(model.load_state_dict(torch.load({path!r}, weights_only=True), strict=False))"""
 
 
-def demo(folder, epochs=16, probe_epochs=15, images=60):
+def demo(folder, epochs=16, images=60, val=50, seed=0):
     """Runs the demo in `folder` and prints a summary.
 
     Args:
-        epochs, probe_epochs: epochs of the pretraining and of the linear classification. images: training images per
-            class.
+        epochs: of the pretraining. images, val: training and validation images per class. seed: of everything random.
 
     Returns:
-        (mean loss of the first epoch, mean loss of the last epoch, top-1 of the linear classification in percent).
+        dict of the figures of the summary: `first_loss`, `last_loss`, and for `knn` and `linear` the pair of
+        accuracies in percent of the pretrained and of the random encoder.
     """
-    data = os.path.join(folder, "imagenet")
-    shared = [*SHARED, "--nproc", str(processes())]
-    run("-m", "moco.tools.fake_imagenet", data, "--train", str(images), "--size", "96")
+    start, data = time.monotonic(), os.path.join(folder, "imagenet")
+    shared = [*SHARED, "--seed", str(seed), "--nproc", str(processes())]
+    heading(1, "a fake ImageNet of 12 classes, 4 shapes with 3 textures")
+    run("-m", "moco.tools.fake_imagenet", data, "--train", images, "--val", val, "--size", "64", "--seed", seed)
+
+    heading(2, "pretraining, without labels")
     pretraining = run(
-        *("main_moco.py", *shared, *PRETRAINING, "--epochs", str(epochs)),
-        *("--keep", "1", *DESIGNS, "--output-dir", folder, data),
-    )
-    checkpoint = os.path.join(folder, f"checkpoint__{epochs - 1:04d}.pth.tar")
-    probe = run(
-        *("main_lincls.py", *shared, *PROBE, "--epochs", str(probe_epochs)),
-        *("--pretrained", checkpoint, "--output-dir", folder, data),
+        *("main_moco.py", *shared, *PRETRAINING, "--epochs", epochs, "--keep", "1"),
+        *("--knn-every", max(1, epochs // 4), *DESIGNS, "--output-dir", folder, data),
     )
     losses = epoch_losses(pretraining)
-    first, last = losses[min(losses)], losses[max(losses)]
-    top1 = max(float(x) for x in re.findall(r"\* Acc@1 ([\d.]+)", probe))
-    print(
-        f"""
-Summary
-  loss at chance level  {math.log(K + 1):.3f}   ln(K + 1)
-  loss, first epoch     {first:.3f}   low, since the queue starts with noise, which is easy to distinguish
-  loss, last epoch      {last:.3f}
-  linear top-1          {top1:.1f} %  (chance: {100 / len(CLASSES):.1f} %)
-  checkpoints           {folder}
+    checkpoint = os.path.join(folder, f"checkpoint__{epochs - 1:04d}.pth.tar")
+
+    heading(3, "kNN classification by the pretrained and by a random encoder")
+    encoders = checkpoint, RANDOM
+    knn = [knn_accuracy(run("-m", "moco.tools.knn", encoder, data, *network(encoder), "--json")) for encoder in encoders]
+
+    heading(4, "linear classification on the pretrained and on a random encoder")
+    linear = [
+        best_accuracy(run("main_lincls.py", *shared, *LINEAR, "--pretrained", encoder, "--output-dir", output, data))
+        for encoder, output in zip(encoders, (folder, os.path.join(folder, "random")), strict=True)
+    ]
+
+    heading(5, "what there is to see, and the backbone for other code")
+    pictures = ["neighbours.png"]
+    run("-m", "moco.tools.neighbours", checkpoint, data, "--random", "--out", os.path.join(folder, pictures[0]))
+    if importlib.util.find_spec("matplotlib"):
+        pictures.append("curves.png")
+        run("-m", "moco.tools.plot", folder, "--out", os.path.join(folder, pictures[-1]))
+    else:
+        print("\nno curves, since matplotlib is not installed: pip install matplotlib")
+    backbone = os.path.join(folder, "backbone.pth")
+    run("-m", "moco.tools.export", checkpoint, backbone, "--to", "torchvision")
+    run("-c", LOAD.format(arch=ARCH, path=backbone))
+
+    figures = {"first_loss": losses[min(losses)], "last_loss": losses[max(losses)], "knn": knn, "linear": linear}
+    print(summary(figures, folder, pictures, timedelta(seconds=round(time.monotonic() - start))))
+    return figures
+
+
+def summary(figures, folder, pictures, took):
+    """The text at the end."""
+    chance = f"{100 / len(CLASSES):.1f} %"
+    rows = [("", "pretrained", "random encoder", "chance")]
+    for name, key in (("kNN top-1", "knn"), ("linear top-1", "linear")):
+        rows.append((name, *(f"{value:.1f} %" for value in figures[key]), chance))
+    table = "\n".join(f"  {name:14}{a:>12}{b:>17}{c:>10}" for name, a, b, c in rows)
+    return f"""
+Summary, after {took}
+{table}
+  loss: {figures["first_loss"]:.3f} in the first epoch, {figures["last_loss"]:.3f} in the last; ln(K + 1) = \
+{math.log(K + 1):.3f} at chance level
+  to look at, in {folder}: {", ".join(pictures)}
 Next, on real data (a folder with train/ and val/, each with one folder per class):
   python main_moco.py -a resnet50 --multiprocessing-distributed --enable-multicrop DIR"""
-    )
-    return first, last, top1
 
 
 def processes():
@@ -76,8 +114,19 @@ def processes():
     return min(torch.cuda.device_count(), 2) or 2
 
 
+def network(encoder):
+    """The flags that a tool needs for an encoder: a random one has no file that tells them."""
+    return ["--arch", ARCH, "--crop-size", SIZE] if encoder == RANDOM else []
+
+
+def heading(number, text):
+    """Prints what comes next."""
+    print(f"\n=== {number} of 5: {text}", flush=True)
+
+
 def run(*words):
     """Prints a Python command, runs it in the repository's root, and shows and returns its output."""
+    words = [str(word) for word in words]
     print(f"\n$ python {shlex.join(words)}", flush=True)
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     lines = []
@@ -95,12 +144,23 @@ def epoch_losses(log):
     return {int(epoch): float(loss) for epoch, loss in found}
 
 
+def knn_accuracy(log):
+    """Acc@1 in percent from the last line that `knn --json` prints."""
+    return json.loads(log.splitlines()[-1])["acc1"]
+
+
+def best_accuracy(log):
+    """The best validation accuracy of a linear classification, in percent."""
+    return max(float(x) for x in re.findall(r"^ \* Acc@1 ([\d.]+)", log, flags=re.MULTILINE))
+
+
 def main(argv=None):
     parser = Parser(__doc__, __spec__.name)
     help = "folder to work in (default: a new temporary folder)"
     parser.add_argument("--dir", type=output_folder, help=help)
+    parser.add_argument("--seed", metavar="N", type=SEED, default=0, help="random seed of everything")
     args = parser.parse_args(argv)
-    demo(os.path.abspath(args.dir) if args.dir else tempfile.mkdtemp(prefix="asym-siam-demo-"))
+    demo(os.path.abspath(args.dir) if args.dir else tempfile.mkdtemp(prefix="asym-siam-demo-"), seed=args.seed)
 
 
 if __name__ == "__main__":
