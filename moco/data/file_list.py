@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 
 from moco.data import file_list_cache
-from moco.data.folder_walk import enclosing_folders, missing_target, scan, walk
+from moco.data.folder_walk import Listing, enclosing_folders, missing_target, scan, walk
 from moco.data.image_decoding import decode_to_pil, decode_to_tensor
 from moco.data.passed_over_files import BROKEN, HIDDEN, OUTSIDE, PassedOver, extension, plural
 
@@ -92,7 +92,7 @@ def check_root(root, holds="one folder of images per class"):
 
 
 def list_images(root):
-    """Lists the images in the class folders of `root`.
+    """Lists the images in the class folders of `root`. If it takes long, it prints its progress to standard error.
 
     Returns:
         arrays: a dict of `paths` (uint8, all paths relative to `root`, concatenated), `ends` (int64, length n + 1: 0,
@@ -105,13 +105,14 @@ def list_images(root):
         OSError: a folder can't be read, or a symbolic link leads back to a folder that contains it.
     """
     folders = [(b".", file_list_cache.state_of(root, b"."))]
-    top = scan(root)
+    listing = Listing(root)
+    top = scan(root, listing)
     check_top(root, top)
     passed_over = Counter({HIDDEN: top.hidden, OUTSIDE: len(top.files)})
     above, classes = enclosing_folders(root), sorted(top.folders)
     paths, ends, labels = bytearray(), [0], []
     for label, name in enumerate(classes):
-        images, not_listed = images_of(walk(root, name, top.folders[name], above, folders))
+        images, not_listed = images_of(walk(listing, name, top.folders[name], above, folders))
         if not images:
             raise FileNotFoundError(
                 f"no images in {os.path.join(root, name)!r}; remove it or add some ({', '.join(EXTENSIONS)})"
