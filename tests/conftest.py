@@ -55,6 +55,12 @@ def imagenet(tmp_path_factory):
 
 
 @pytest.fixture
+def impatient(monkeypatch):
+    """Lets a Progress print a line after each item, not only every 10 seconds."""
+    monkeypatch.setattr("moco.engine.progress.INTERVAL", 0.0)
+
+
+@pytest.fixture
 def call(capsys):
     """Calls a program's `main(argv)`; returns its exit code, standard output and standard error."""
 

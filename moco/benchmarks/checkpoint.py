@@ -27,6 +27,7 @@ from moco.engine.checkpoint_background_writer import BackgroundWriter
 from moco.engine.checkpoint_format import checkpoint_of
 from moco.engine.command_line import Parser, number, writable_folder
 from moco.engine.disk_space import size_of
+from moco.engine.progress import Progress
 
 
 def saves(arch, folder, repeats):
@@ -43,6 +44,7 @@ def saves(arch, folder, repeats):
     checkpoint, stalls, writes = checkpoint_of(1, model, optimizer, {"arch": arch}), [], []
 
     def save():
+        task = Progress("checkpoint", repeats, "checkpoints")
         with BackgroundWriter() as writer:
             for _ in range(repeats):
                 start = time.perf_counter()
@@ -50,6 +52,7 @@ def saves(arch, folder, repeats):
                 stalls.append(time.perf_counter() - start)
                 writer.wait()
                 writes.append(time.perf_counter() - start - stalls[-1])
+                task.add()
 
     before = peak_resident(lambda: None)
     peak = peak_resident(save)

@@ -27,8 +27,10 @@ from moco.data import file_list_cache
 from moco.data.file_list import ImageFolder
 from moco.engine.command_line import PROCESSES, Parser, number
 from moco.engine.launch_plan import memory
+from moco.engine.progress import Progress
 
 CLASSES = 1000
+CHUNK = 100_000  # entries that a worker reads between two reports of its progress
 MB = 1e6
 BYTES, BYTES_OF_WORKER = 250, 70  # per image, of the list of objects: in this process, and in each worker
 
@@ -59,6 +61,7 @@ def main(argv=None):
     )
     print(f"torchvision {torchvision.__version__}; {args.images} images, {args.workers} workers; one repeat")
     print(f"{'list':20s} {'bytes per image':>15s} {'all workers grow by, MB':>24s}")
+    task = Progress("file_list", 2 * args.images * (1 + args.workers), "entries made and read")
     for name, make, read in (
         ("arrays (here)", arrays_of, lambda folder, i: (folder.path(i), int(folder.labels[i]))),
         ("list (torchvision)", samples_of, lambda samples, i: samples[i]),
@@ -66,7 +69,8 @@ def main(argv=None):
         before = own_memory()
         entries = make(args.images)
         size = own_memory() - before
-        grown = growth_of_workers(entries, read, args.workers)
+        task.add(args.images)
+        grown = growth_of_workers(entries, read, args.workers, task)
         print(f"{name:20s} {size / args.images:15.1f} {grown / MB:24.1f}", flush=True)
         del entries
     with tempfile.TemporaryDirectory() as cache:
@@ -98,8 +102,11 @@ def samples_of(images):
     return [("/data/imagenet/train/" + path, label) for label, path in (name_of(i, images) for i in range(images))]
 
 
-def growth_of_workers(entries, read, workers):
-    """Bytes by which the own memory of all forked processes together grows while each reads every entry once."""
+def growth_of_workers(entries, read, workers, task):
+    """Bytes by which the own memory of all forked processes together grows while each reads every entry once.
+
+    The number of entries that they have read is added to `task`, a Progress.
+    """
     receiver, sender = os.pipe()
     pids = []
     for _ in range(workers):
@@ -111,14 +118,21 @@ def growth_of_workers(entries, read, workers):
             n = len(entries)
             for i in range(n):
                 read(entries, i)
-            os.write(sender, f"{own_memory() - before}\n".encode())
+                if i % CHUNK == CHUNK - 1:
+                    os.write(sender, f"{CHUNK} 0\n".encode())
+            os.write(sender, f"{n % CHUNK} {own_memory() - before}\n".encode())
             os._exit(0)
         pids.append(pid)
+    os.close(sender)
+    grown = 0
+    with os.fdopen(receiver) as pipe:
+        for line in pipe:
+            entries_read, more = map(int, line.split())
+            task.add(entries_read)
+            grown += more
     for pid in pids:
         os.waitpid(pid, 0)
-    os.close(sender)
-    with os.fdopen(receiver) as pipe:
-        return sum(map(int, pipe))
+    return grown
 
 
 def own_memory():
@@ -131,11 +145,13 @@ def own_memory():
 def time_listings(files, images):
     """Times the listing of real files without and with a cache, and a start from a cache of the whole list."""
     with tempfile.TemporaryDirectory() as root:
+        task = Progress("file_list", files, "files created")
         for i in range(files):
             _, path = name_of(i, files)
             if not os.path.isdir(folder := os.path.join(root, os.path.dirname(path))):
                 os.mkdir(folder)
             os.close(os.open(os.path.join(root, path), os.O_CREAT))
+            task.add()
         date_back(root)
         for words in ("without a cache", "from the cache"):
             start = time.perf_counter()

@@ -26,6 +26,7 @@ import os
 import signal
 import time
 import traceback
+from datetime import timedelta
 
 import torch
 
@@ -132,12 +133,16 @@ def run_parts(names, out, report, end, half):
     write(out, report)
     if not left:
         say("nothing is left to do")
-    for name in sorted(left, key=lambda name: parts.get(name, {}).get("status") == "failed"):
-        rest, estimate = end - time.monotonic(), SMALL_ESTIMATE if report["small"] else PARTS[name].estimate
+    left.sort(key=lambda name: parts.get(name, {}).get("status") == "failed")
+    estimates = [SMALL_ESTIMATE if report["small"] else PARTS[name].estimate for name in left]
+    for i, (name, estimate) in enumerate(zip(left, estimates, strict=True)):
+        rest = end - time.monotonic()
         if rest < min(estimate, half) / 2:
             reason = f"{max(rest, 0):.0f} s were left, and it takes about {estimate} s"
             part = {"status": "did not fit", "reason": reason, "seconds": 0, "commands": [], "figures": {}}
         else:
+            seconds = timedelta(seconds=round(min(rest, sum(estimates[i:]))))
+            say(f"gpu_report: {i} of {len(left)} parts, {seconds} left; now: {name}, about {estimate} s", True)
             part = attempt(name, out, report, end, half)
         status, reason = part["status"], part["reason"]
         say(f"{name}: {status} after {part['seconds']:.0f} s" + f" ({reason})" * bool(reason))

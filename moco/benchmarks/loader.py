@@ -36,10 +36,12 @@ from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine.command_line import PROCESSES, SECONDS, Parser, number
 from moco.engine.launch_plan import cores
+from moco.engine.progress import Progress
 from moco.engine.size_checks import check_memory
 from moco.loader import IN_ADVANCE, training_loader
 
 BATCH = 32  # images of one of the paper's GPUs
+LOOPED = 1000  # images that the bare loops go through; they are decoded once before, which is not timed
 
 
 def main(argv=None):
@@ -82,11 +84,14 @@ def bench(folder, plan, args):
     batches = {name: next(loader) for name, loader in loaders.items()}
     rounds = 5
     rates = {name: [] for name in (*loaders, "floor", "decode_only")}
+    task, seconds = Progress("loader", rounds * len(rates), "measurements"), args.seconds / rounds / len(rates)
     for _ in range(rounds):
-        for name, loader in loaders.items():
-            rates[name].append(rate_of(loader, args.seconds / rounds / 5, args.workers))
-        for name in ("floor", "decode_only"):
-            rates[name].append(rate_of_loops(folder, plan, name, args.seconds / rounds / 5, args.workers))
+        for name in rates:
+            if name in loaders:
+                rates[name].append(rate_of(loaders[name], seconds, args.workers))
+            else:
+                rates[name].append(rate_of_loops(folder, plan, name, seconds, args.workers))
+            task.add()
     result = {name: statistics.median(values) for name, values in rates.items()}
     for name in ("device", "cpu"):
         result[f"{name}_over_original"] = statistics.median(
@@ -147,7 +152,7 @@ def attempt(dataset, kind, seconds, seed, queue):
 def loop(dataset, kind, seconds, seed):
     """The images per second of one such process. The random parameters are drawn before the clock starts."""
     torch.set_num_threads(1)
-    order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
+    order = np.random.default_rng(seed).permutation(len(dataset))[:LOOPED].tolist()
     draws = {}
     for index in order:
         width, height = dataset.folder.load(index).size

@@ -41,6 +41,7 @@ from moco.engine.command_line import number
 from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.launch_plan import plan_launch
 from moco.engine.launch_processes import start_processes
+from moco.engine.progress import Progress
 from moco.engine.size_checks import check_memory
 from moco.engine.startup_checks import check_model
 from moco.precision import grad_scaler, set_precision, set_tf32_flags, tf32_flags
@@ -99,9 +100,10 @@ def bench(device, args, run):
         print(f"ours: {own}{', compiled' * args.compile}; original: float32, TF32 convolutions on GPUs that have them")
         print(f"a large matrix product: {product:.2f} TFLOP/s a process")
         print(" | ".join(f"{title:>{width}}" for title, width in COLUMNS.values()), flush=True)
-    rows, baseline = [], None
-    for on in table_rows(args):
-        row, ours = measure(device, with_designs(args, on), run, baseline)
+    rows, baseline, chosen = [], None, table_rows(args)
+    task = Progress("step", len(chosen) * (1 + ROUNDS), "rounds")
+    for on in chosen:
+        row, ours = measure(device, with_designs(args, on), run, baseline, task)
         baseline = baseline or ours
         row["designs"] = "+".join(on) or "baseline"
         row["cost_by_arithmetic"] = flops(args, on, pixels=True) / flops(args, (), pixels=True)
@@ -115,9 +117,9 @@ def bench(device, args, run):
     if rank() == 0:
         print(NOTES)
         if args.json:
-            chosen = rows[0] if args.all else rows[-1]
+            row = rows[0] if args.all else rows[-1]
             facts = {"command": args.command, "hardware": hardware(device), "torch": torch.__version__}
-            print(json.dumps({**chosen, **facts, "processes": run.world, "product_tflops": product, "rows": rows}))
+            print(json.dumps({**row, **facts, "processes": run.world, "product_tflops": product, "rows": rows}))
 
 
 NOTES = """cost: time over the baseline's time; arithmetic: the same, computed from the number of pixels;
@@ -167,12 +169,13 @@ def with_designs(args, on):
     return argparse.Namespace(**(vars(args) | {flag: name in on for name, flag in DESIGNS.items()}))
 
 
-def measure(device, args, run, baseline):
+def measure(device, args, run, baseline, task):
     """Measures one combination of designs.
 
     Args:
         baseline: a function that takes one step of the baseline, which is timed alternately with the others; None if
             this combination is the baseline.
+        task: a Progress, to which 1 + ROUNDS rounds are added.
 
     Returns:
         A dict of the figures (rates are in images/s over all processes), and a function that takes our step.
@@ -212,6 +215,7 @@ def measure(device, args, run, baseline):
             seconds[name] = from_rank_0(timed(step, k) / k)
             if round_ >= 0:
                 rates[name].append(args.total_batch / seconds[name])
+        task.add()
     result = {name: statistics.median(rates[name]) for name in ("ours", "original")}
     result["ours_over_original"] = ratio(rates["ours"], rates["original"])
     result["cost"] = ratio(rates["baseline"], rates["ours"]) if baseline else 1.0

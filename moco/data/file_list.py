@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 
 from moco.data import file_list_cache
-from moco.data.folder_walk import enclosing_folders, missing_target, scan, walk
+from moco.data.folder_walk import Listing, enclosing_folders, missing_target, scan, walk
 from moco.data.image_decoding import decode_to_pil, decode_to_tensor
 from moco.data.passed_over_files import BROKEN, HIDDEN, OUTSIDE, PassedOver, extension, plural
 
@@ -107,7 +107,10 @@ def check_same_classes(train, val):
 
 
 def list_images(root, any_tree=False):
-    """Lists the images in the class folders of `root`; `any_tree` as for ImageFolder.
+    """Lists the images in the class folders of `root`. If it takes long, it prints its progress to standard error.
+
+    Args:
+        any_tree: as for ImageFolder.
 
     Returns:
         arrays: a dict of `paths` (uint8, all paths relative to `root`, concatenated), `ends` (int64, length n + 1: 0,
@@ -120,7 +123,8 @@ def list_images(root, any_tree=False):
         OSError: a folder can't be read, or a symbolic link leads back to a folder that contains it.
     """
     folders = [(b".", file_list_cache.state_of(root, b"."))]
-    top = scan(root)
+    listing = Listing(root)
+    top = scan(root, listing)
     passed_over = Counter({HIDDEN: top.hidden, OUTSIDE: len(top.files)})
     above, classes = enclosing_folders(root), []
     paths, ends, labels = bytearray(), [0], []
@@ -137,7 +141,7 @@ def list_images(root, any_tree=False):
     else:
         check_top(root, top)
     for name in sorted(top.folders):
-        images, not_listed = images_of(walk(root, name, top.folders[name], above, folders))
+        images, not_listed = images_of(walk(listing, name, top.folders[name], above, folders))
         if images:
             add(images, len(classes))
             classes.append(name)

@@ -7,11 +7,14 @@ so that listing a million files costs no request for each of them.
 import contextlib
 import errno
 import os
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 from moco.data import file_list_cache
+from moco.pipe_safe_print import say
 
+INTERVAL, OFTEN = 10.0, 100  # seconds between two lines, and entries between two looks at the clock
 MACOS = "__MACOSX"  # a folder in zip archives of macOS; its files have the names of images, but are none
 MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}  # what the system says of a symbolic link without a target
 
@@ -32,8 +35,22 @@ class Content(NamedTuple):
     hidden: int
 
 
-def scan(path):
-    """Lists one folder; returns its Content.
+class Listing:
+    """Counts the entries that are listed below `root`; prints the number to standard error every 10 seconds."""
+
+    def __init__(self, root):
+        self.root, self.entries, self.printed = root, 0, time.monotonic()
+
+    def add(self):
+        """Call at each entry. The number of all entries is not known, so the time left is not, either."""
+        self.entries += 1
+        if self.entries % OFTEN == 0 and time.monotonic() - self.printed >= INTERVAL:
+            self.printed = time.monotonic()
+            say(f"listing the images in {self.root!r}: {self.entries:,} files and folders so far", True)
+
+
+def scan(path, listing):
+    """Lists one folder and adds its entries to a Listing; returns its Content.
 
     Raises:
         OSError: the folder, or the target of a link in it, can't be read.
@@ -41,6 +58,7 @@ def scan(path):
     folders, files, broken, hidden = {}, [], [], 0
     with os.scandir(path) as entries:
         for entry in entries:
+            listing.add()
             name = entry.name
             if name[0] == "." or name == MACOS:
                 hidden += 1
@@ -78,21 +96,21 @@ def identity(status):
     return status.st_dev, status.st_ino
 
 
-def walk(root, top, top_is_link, above, states):
-    """Yields (folder, Content) for the folder `top` of `root` and for all folders below it, in no order.
+def walk(listing, top, top_is_link, above, states):
+    """Yields (folder, Content) for the folder `top` of a data set and for all folders below it, in no order.
 
     Appends each folder's state to `states`. It is read before the folder is listed, so a change in between is noticed
     later.
 
     Args:
-        root: the folder of the data set. top: a name in it. top_is_link: whether that is a symbolic link.
-        above: the `enclosing_folders` of `root`.
-        states: list of (folder relative to `root`, as bytes; its state).
+        listing: a Listing; its root is the folder of the data set. top: a name in it.
+        top_is_link: whether that is a symbolic link. above: the `enclosing_folders` of the root.
+        states: list of (folder relative to the root, as bytes; its state).
 
     Raises:
         OSError: a folder can't be read, or a symbolic link leads back to a folder that contains it.
     """
-    waiting = [(top, top if top_is_link else None, above)]
+    root, waiting = listing.root, [(top, top if top_is_link else None, above)]
     while waiting:
         folder, link, above = waiting.pop()
         path = os.path.join(root, folder)
@@ -104,7 +122,7 @@ def walk(root, top, top_is_link, above, states):
                 "remove the link"
             )
         states.append((os.fsencode(folder), file_list_cache.state(status)))
-        content = scan(path)
+        content = scan(path, listing)
         above = {**above, here: path}
         for name, is_link in content.folders.items():
             below = os.path.join(folder, name)

@@ -77,8 +77,7 @@ class KnnWhileTraining:
         progress = Progress("kNN", sum(len(loader.sampler) for loader in loaders), "images", error=False)
 
         def step_done(images):
-            if rank() == 0:
-                progress.add(images)
+            progress.add(images)
             epoch.report_validation(next(steps))
 
         network, dim = frozen_copy(encoder)

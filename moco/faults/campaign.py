@@ -22,6 +22,7 @@ from difflib import SequenceMatcher
 import torch
 
 from moco.engine.command_line import SEED, Parser, number
+from moco.engine.progress import Progress
 from moco.faults.internal.fault_injections import FAULTS
 from moco.faults.internal.faulty_run import SAVE_EVERY, STEPS, Workplace, steps_done
 from moco.tools import fake_imagenet
@@ -45,27 +46,31 @@ def trial(name, root, images, references, seed):
 
 
 def campaign(names, seed, rounds=None):
-    """Injects the named faults and prints the table; returns how many rows failed.
+    """Injects the named faults and prints the table, and its progress to standard error; returns how many rows failed.
 
     Args:
         names: keys of FAULTS. seed: determines the moments and the victims.
         rounds: how often each fault is injected; None takes each fault's own number.
     """
-    wrong = count = 0
+    wrong = 0
+    trials = [(name, i) for name in names for i in range(rounds or FAULTS[name][0])]
     print(f"{'fault':<52} {'done':>5} {'resumed':>7} {'lost':>5} {'at most':>6} {'equal':>6} {'tidy':>6}", flush=True)
     with tempfile.TemporaryDirectory() as root:
         images = os.path.join(root, "images")
         fake_imagenet.make(images, train=8, val=3, size=40)
-        references = {}
-        for name in names:
-            for i in range(rounds or FAULTS[name][0]):
-                try:
-                    row, well = trial(name, root, images, references, f"{seed} {i}")
-                except Exception as error:
-                    row, well = f"{name:<52} failed: {error}", False
-                print(row, flush=True)
-                count, wrong = count + 1, wrong + (not well)
-    print(f"{count} faults, {wrong} of them with too much lost, a difference or something left behind; seed {seed}")
+        references, task = {}, Progress("campaign", len(trials), "faults")
+        for name, i in trials:
+            task.show(name)  # each fault takes more than ten seconds
+            try:
+                row, well = trial(name, root, images, references, f"{seed} {i}")
+            except Exception as error:
+                row, well = f"{name:<52} failed: {error}", False
+            print(row, flush=True)
+            wrong += not well
+            task.done += 1
+    print(
+        f"{len(trials)} faults, {wrong} of them with too much lost, a difference or something left behind; seed {seed}"
+    )
     print(f"a checkpoint every {SAVE_EVERY} steps, {STEPS} steps per epoch, torch {torch.__version__}", flush=True)
     return wrong
 

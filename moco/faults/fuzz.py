@@ -32,6 +32,7 @@ from moco.engine.checkpoint_format import CheckpointError, checkpoint_of
 from moco.engine.checkpoint_resume import check_resumable, restore
 from moco.engine.command_line import SEED, Parser, number, output_folder
 from moco.engine.pretrained_backbone import backbone_for
+from moco.engine.progress import Progress
 
 OPTIONS = {"arch": "resnet18", "seed": 1}
 SECONDS, MEMORY = 20, 3 * 2**30  # limits for reading one file: time, and bytes in addition to those of an idle process
@@ -203,7 +204,7 @@ class Reader:
 def fuzz(kind, files, seed, keep):
     """Reads `files` mutated files of a kind; returns a Counter of the outcomes. Findings go to the folder `keep`."""
     rng, outcomes, reader = random.Random(f"{kind} {seed}"), Counter(), Reader()
-    sources = KINDS[kind][0](rng)
+    sources, task = KINDS[kind][0](rng), Progress(f"fuzzing {kind}", files, "files")
     with tempfile.TemporaryDirectory() as folder:
         for i in range(files):
             extension, data = rng.choice(sources)
@@ -221,6 +222,7 @@ def fuzz(kind, files, seed, keep):
             else:
                 os.makedirs(keep, exist_ok=True)
                 os.replace(path, os.path.join(keep, f"{kind}-{seed}-{i}{extension}"))
+            task.add()
     reader.close()
     return outcomes
 

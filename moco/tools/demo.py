@@ -67,7 +67,9 @@ def demo(folder, epochs=16, images=60, val=50, seed=0):
 
     heading(3, "kNN classification by the pretrained and by a random encoder")
     encoders = checkpoint, RANDOM
-    knn = [knn_accuracy(run("-m", "moco.tools.knn", encoder, data, *network(encoder), "--json")) for encoder in encoders]
+    knn = [
+        knn_accuracy(run("-m", "moco.tools.knn", encoder, data, *network(encoder), "--json")) for encoder in encoders
+    ]
 
     heading(4, "linear classification on the pretrained and on a random encoder")
     linear = [

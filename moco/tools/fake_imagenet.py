@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from moco.engine.command_line import PROCESSES, SEED, Parser, number, output_folder
+from moco.engine.progress import Progress
 
 SHAPES = ("disk", "triangle", "square", "star")
 TEXTURES = ("plain", "stripes", "dots")
@@ -59,12 +60,15 @@ def make(folder, train=60, val=20, size=160, classes=12, seed=0, workers=1):
         split, name = path.split(os.sep)
         key = (seed, split == "val", CLASSES.index(name))
         images += [(os.path.join(folder, path, file), name, size, (*key, i)) for i, file in enumerate(files)]
+    task = Progress("drawing", len(images), "images")
     if workers == 1:
         for image in images:
-            write_image(*image)
+            write_image(image)
+            task.add()
         return removed
     with multiprocessing.Pool(workers) as pool:
-        pool.starmap(write_image, images, chunksize=8)
+        for _ in pool.imap_unordered(write_image, images, chunksize=8):
+            task.add()
     return removed
 
 
@@ -104,8 +108,9 @@ def clear(folder):
     return removed
 
 
-def write_image(path, name, size, seed):
-    """Draws an image of the class `name` and writes it to `path`; `seed` is a tuple of non-negative integers."""
+def write_image(image):
+    """Draws and writes an image, given as (path, class, mean side in pixels, tuple of non-negative integers: seed)."""
+    path, name, size, seed = image
     draw_image(name, size, np.random.default_rng(seed)).save(path, quality=90)
 
 

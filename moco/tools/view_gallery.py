@@ -24,6 +24,7 @@ from moco.data.prefetch_to_device import finisher
 from moco.data.sampler import EpochBatchSampler
 from moco.data.view_datasets import RandomCrops, RandomViews
 from moco.engine.command_line import SEED, Parser, number, output_file
+from moco.engine.progress import Progress
 from moco.engine.size_checks import check_memory
 from moco.views.augment_on_device import BOX, Layout
 from moco.views.normalize import to_pixels
@@ -70,37 +71,34 @@ def picture(folder, plan, args):
     order.epoch = args.epoch
     addresses = next(iter(order))[: args.images]
     paths = ("cpu", "device") if args.both_paths else (args.augment_on,)
-    bands = {path: views_of(folder, plan, args.seed, addresses, path) for path in paths}
-    if args.both_paths:
-        bands[f"{AMPLIFY} x difference"] = [
-            [difference(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(*bands.values(), strict=True)
-        ]
-    framed = boxes(folder, plan, args.seed, addresses)
-    rows = []
-    for i in range(len(addresses)):
-        for name, images in bands.items():
-            views = [frame(view, box) for view, box in zip(images[i], framed[i], strict=True)]
-            rows.append((name, *(side(views, places) for places in sides(plan))))
+    rows, task = [], Progress("drawing", len(addresses), "images")
+    for address in addresses:
+        bands = {path: views_of(folder, plan, args.seed, address, path) for path in paths}
+        if args.both_paths:
+            bands[f"{AMPLIFY} x difference"] = [difference(a, b) for a, b in zip(*bands.values(), strict=True)]
+        boxes = boxes_of(folder, plan, args.seed, address)
+        for name, views in bands.items():
+            framed = [frame(view, box) for view, box in zip(views, boxes, strict=True)]
+            rows.append((name, *(side(framed, places) for places in sides(plan))))
+        task.add()
     return page(rows, [*str(plan).split(" | "), f"seed {args.seed}, epoch {args.epoch}"])
 
 
-def views_of(folder, plan, seed, addresses, path):
-    """The views of some images as training makes them on one path: a list of PIL images for each image."""
+def views_of(folder, plan, seed, address, path):
+    """The views of an image as training makes them on one path: a list of PIL images."""
     if path == "cpu":
-        dataset = RandomViews(folder, plan.views, seed)
-        return [[to_pil(view) for view in dataset[address][0]] for address in addresses]
-    batch = RandomCrops(folder, plan.views, seed).__getitems__(addresses)
+        return [to_pil(view) for view in RandomViews(folder, plan.views, seed)[address][0]]
+    batch = RandomCrops(folder, plan.views, seed).__getitems__([address])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     views, _ = finisher(plan.views, "device", device)(batch)
-    return [[to_pil(to_pixels(view[i].cpu())) for view in views] for i in range(len(addresses))]
+    return [to_pil(to_pixels(view[0].cpu())) for view in views]
 
 
-def boxes(folder, plan, seed, addresses):
-    """The box (top, left, bottom, right) of each mixed view, None for other views: a list for each image."""
-    layout = Layout(plan.views)
-    _, rows, _ = RandomCrops(folder, plan.views, seed).__getitems__(addresses)
-    places = list(zip(layout.firsts, plan.views, strict=True))
-    return [[tuple(map(int, row[i, BOX])) if view.mixed else None for i, view in places] for row in rows]
+def boxes_of(folder, plan, seed, address):
+    """The box (top, left, bottom, right) of each mixed view of an image, None for other views: a list."""
+    _, (row,), _ = RandomCrops(folder, plan.views, seed).__getitems__([address])
+    places = zip(Layout(plan.views).firsts, plan.views, strict=True)
+    return [tuple(map(int, row[i, BOX])) if view.mixed else None for i, view in places]
 
 
 def to_pil(view):

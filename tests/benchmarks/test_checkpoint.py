@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from moco.benchmarks import checkpoint
 
@@ -33,6 +34,17 @@ def test_the_benchmark_prints_its_figures(tmp_path):
     memory = int(re.search(r"^memory: (\d+) MB at most$", result.stdout, re.MULTILINE)[1])
     assert 0.5 * size < memory < 3 * size
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_shows_its_progress(tmp_path, monkeypatch, impatient, capsys):
+    model = torch.nn.Linear(2, 2)
+    monkeypatch.setattr(checkpoint.main_moco, "build", lambda args: (model, torch.optim.SGD(model.parameters(), 0.1)))
+    monkeypatch.setattr(checkpoint, "peak_resident", lambda function: function() or 0)
+    _, stalls, writes, _ = checkpoint.saves("resnet18", str(tmp_path), 3)
+    assert len(stalls) == len(writes) == 3
+    out, error = capsys.readouterr()
+    lines = ["checkpoint: 1 of 3 checkpoints (33%)", "checkpoint: 2 of 3 checkpoints (67%)"]
+    assert not out and [line.partition(", ")[0] for line in error.splitlines()] == lines
 
 
 @pytest.mark.parametrize(

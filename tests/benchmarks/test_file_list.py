@@ -26,6 +26,20 @@ def test_the_benchmark_prints_its_figures():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_its_progress_is_not_in_the_table(monkeypatch, impatient, call):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # is set, and then restored
+    monkeypatch.setattr(file_list, "CHUNK", 400)
+    monkeypatch.setattr(file_list, "CLASSES", 10)
+    code, out, error = call(file_list.main, "--images", "1000", "--workers", "2", "--files", "20")
+    assert code == 0 and " left" not in out
+    made_and_read = [line for line in error.splitlines() if "made and read" in line]
+    done = [int(line.split()[1].replace(",", "")) for line in made_and_read]
+    assert len(done) == 13 and done == sorted(done) and all(" of 6,000 entries" in line for line in made_and_read)
+    assert done[0] == 1000 and done[6] == 3000 and done[7] == 4000
+    assert "file_list: 10 of 20 files created (50%), 0:00:0" in error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     "flags, message",
     [

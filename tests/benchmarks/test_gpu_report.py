@@ -61,6 +61,7 @@ def test_a_second_call_continues(call_report, tmp_path):
     parts = {name: part(name, error) for name, error in errors.items()}
     code, out = call_report(parts, "--only", "[a-c]")
     assert code == 1 and calls == ["a", "b", "c"] and "a: failed after 0 s (no luck)" in out
+    assert "gpu_report: 1 of 3 parts, 0:00:02 left; now: b, about 1 s\n" in out
     for row in ("| `a` | failed | no luck |", "| `c` | skipped | no such thing |", "| `d` | not run yet | |"):
         assert row in (tmp_path / "report.md").read_text()
     broken.clear()
@@ -238,14 +239,8 @@ def test_the_tables_of_a_report():
         "preemption": {"steps_before": 4, "steps": 45, "difference": 0.0012, "flags": []},
         "lincls": {"val_acc1": 12.5, "pretrained": True, "wait": 0.5},
     }
-    report = {
-        "small": False,
-        "machine": MACHINE,
-        "commits": ["abc", "def"],
-        "date": "2030-01-01",
-        "names": list(PARTS),
-    }
-    report["parts"] = {name: part(**x) for name, x in figures.items()}
+    report = {"small": False, "machine": MACHINE, "commits": ["abc", "def"], "date": "2030-01-01"}
+    report |= {"names": list(PARTS), "parts": {name: part(**x) for name, x in figures.items()}}
     report["parts"]["nccl"] = part() | {"status": "skipped", "reason": "Duplicate GPU | detected"}
     text = markdown(report)
     assert text.startswith(

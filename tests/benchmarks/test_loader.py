@@ -95,5 +95,26 @@ def test_an_image_that_can_not_be_decoded_is_named(tmp_path, call):
         bench_loader.rate_of_loops(ImageFolder(tmp_path / "train"), plan, "floor", 0.1, 2)
 
 
+def test_its_progress_is_not_in_the_table(imagenet, monkeypatch, impatient, call):
+    for name in ("training_loader", "original_loader"):
+        monkeypatch.setattr(bench_loader, name, lambda *_, **__: None)
+    monkeypatch.setattr(bench_loader, "endless", lambda loader: iter([torch.zeros(2)]))
+    for name, result in (("rate_of", 7.0), ("rate_of_loops", 9.0), ("device_part", (1.0, "CPU"))):
+        monkeypatch.setattr(bench_loader, name, lambda *_, result=result: result)
+    code, out, error = call(bench_loader.main, imagenet, "--json")
+    assert code == 0 and "measurements" not in out
+    figures, lines = json.loads(out.splitlines()[-1]), error.splitlines()
+    assert figures["cpu"] == 7 and figures["floor"] == 9
+    assert len(lines) == 24 and lines[-1] == "loader: 24 of 25 measurements (96%), 0:00:00 left"
+
+
+def test_the_loops_decode_only_as_many_images_as_they_need(imagenet, monkeypatch):
+    folder, views, decoded = ImageFolder(imagenet / "train"), baseline_plan(8).views, []
+    dataset, load = bench_loader.training_loader(folder, views, 32, 0, 0, augment_on="device").dataset, folder.load
+    monkeypatch.setattr(folder, "load", lambda index: decoded.append(index) or load(index))
+    monkeypatch.setattr(bench_loader, "LOOPED", 5)
+    assert bench_loader.loop(dataset, "decode_only", 1e-9, 0) > 0 and len(set(decoded)) == len(decoded) == 5
+
+
 def test_a_loop_takes_an_image_at_least(imagenet):
     assert bench_loader.rate_of_loops(ImageFolder(imagenet / "train"), baseline_plan(8), "floor", 1e-9, 1) > 0

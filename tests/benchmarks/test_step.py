@@ -59,6 +59,22 @@ def test_all_is_the_baseline_each_design_and_all_five():
     assert bench_step.flops(args, ()) == pytest.approx(4 * 2 * 4.1e9, rel=0.02)  # ResNet-50: 4.1 G multiply-adds
 
 
+def test_its_progress_is_not_in_the_table(monkeypatch, impatient, call):
+    for name, value in (("timed", 1.0), ("peak_memory", 1.0), ("traffic", None), ("product_tflops", 1.0)):
+        monkeypatch.setattr(bench_step, name, lambda *_, value=value: value)
+    for name in ("our_step", "the_originals_step"):
+        monkeypatch.setattr(bench_step, name, lambda *_: lambda: None)
+    monkeypatch.setattr(bench_step, "encoder_flops", lambda *_: 1)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # these are set, and then restored
+    for name in ("recompile_limit", "fail_on_recompile_limit_hit"):
+        monkeypatch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
+    code, out, error = call(bench_step.main, *TINY, "--enable-scalemix", "--json")
+    assert code == 0 and "rounds" not in out.partition("\ncost:")[0]
+    assert [row["ours"] for row in json.loads(out.splitlines()[-1])["rows"]] == [8, 8]
+    lines = error.splitlines()
+    assert len(lines) == 11 and lines[-1].startswith("step: 11 of 12 rounds (92%), 0:00:0")
+
+
 def both(world):
     """One step of both kinds from equal weights; in eval mode, where it does not matter how a batch is shuffled."""
     rank = torch.distributed.get_rank() if world > 1 else 0

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from moco.data.file_list import ImageFolder
-from moco.data.folder_walk import scan
+from moco.data.folder_walk import Listing, scan
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -123,7 +123,7 @@ class Entry:
 def scanned(monkeypatch, *entries):
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", lambda path: contextlib.nullcontext(entries))
-        return scan("folder")
+        return scan("folder", Listing("folder"))
 
 
 def test_a_target_that_can_not_be_read_is_not_passed_over(monkeypatch):
@@ -136,3 +136,18 @@ def test_the_system_is_asked_about_no_file_that_is_not_a_link(monkeypatch):
     file, link = Entry("1.jpg", False, AssertionError()), Entry("2.jpg", True, FileNotFoundError(2, ""))
     hidden = Entry(".3.jpg", True, AssertionError())
     assert scanned(monkeypatch, file, link, hidden) == ({}, ["1.jpg"], ["2.jpg"], 1)
+
+
+def test_a_long_listing_says_how_many_entries_it_has_seen(tmp_path, monkeypatch, capsys):
+    root, now = made(tmp_path / "train", "cat/1.jpg", "cat/2.jpg", "dog/deep/3.jpg"), [0.0]
+
+    def clock():
+        now[0] += 4
+        return now[0]
+
+    monkeypatch.setattr("moco.data.folder_walk.time.monotonic", clock)
+    monkeypatch.setattr("moco.data.folder_walk.OFTEN", 1)
+    assert len(ImageFolder(root)) == 3
+    out, error = capsys.readouterr()
+    lines = [f"listing the images in {str(root)!r}: {n} files and folders so far" for n in (3, 6)]
+    assert not out and error.splitlines() == lines

@@ -27,6 +27,16 @@ def test_a_damaged_file_is_refused_though_torch_would_read_it(saved, tmp_path):
         read(str(path))
 
 
+def test_a_long_check_shows_its_progress(tmp_path, impatient, capsys):
+    path = str(tmp_path / "c.pth")
+    torch.save({"state_dict": {"a": torch.zeros(300_000), "b": torch.zeros(500_000)}}, path)
+    read(path)
+    out, error = capsys.readouterr()
+    assert not out and f"checking {path!r}: " in error and " bytes (" in error and error.count("\n") > 3
+    read(path, check=False)
+    assert capsys.readouterr() == ("", "")
+
+
 def read_here(path, other):
     rank = torch.distributed.get_rank()
     return read_on_all_ranks(path if rank == 0 else other)

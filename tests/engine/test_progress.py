@@ -40,3 +40,23 @@ def test_it_can_print_to_standard_output(clock, capsys):
     clock[0] += 60
     task.add()
     assert capsys.readouterr() == ("faults: 1 of 3 faults (33%), 0:02:00 left\n", "")
+
+
+def test_the_first_item_can_be_announced(clock, capsys):
+    task = Progress("campaign", 4, "faults")
+    for name in ("SIGKILL", "SIGTERM"):
+        task.show(name)
+        clock[0] += 25
+        task.done += 1
+    assert capsys.readouterr().err.splitlines() == [
+        "campaign: 0 of 4 faults (0%); now: SIGKILL",
+        "campaign: 1 of 4 faults (25%), 0:01:15 left; now: SIGTERM",
+    ]
+
+
+def test_only_rank_0_prints(clock, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "rank", lambda: 1)
+    task = Progress("step", 3, "rounds")
+    clock[0] += 60
+    task.add()
+    assert capsys.readouterr() == ("", "")

@@ -25,7 +25,11 @@ def test_every_fault_ends_equal_and_tidy(capsys):
 def test_a_difference_or_something_left_behind_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(campaign, "trial", lambda name, *_: (name, name != SHORT[1]))
     assert campaign.campaign(SHORT, seed=1, rounds=2) == 2
-    assert "8 faults, 2 of them" in capsys.readouterr().out
+    out, error = capsys.readouterr()
+    assert "8 faults, 2 of them" in out and "campaign:" not in out
+    lines = error.splitlines()
+    assert len(lines) == 8 and lines[0] == f"campaign: 0 of 8 faults (0%); now: {SHORT[0]}"
+    assert lines[6].startswith("campaign: 6 of 8 faults (75%), 0:00:0") and lines[6].endswith(f"; now: {SHORT[3]}")
     place = faulty_run.Workplace(str(tmp_path), "images", {})
     (tmp_path / "tmp").mkdir()
     (tmp_path / "output").mkdir()

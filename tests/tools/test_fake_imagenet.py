@@ -51,6 +51,14 @@ def test_the_command(tmp_path, call):
     assert image.mode == "RGB" and all(24 <= side <= 40 for side in image.size)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_it_shows_its_progress(workers, tmp_path, impatient, capsys):
+    fake_imagenet.make(tmp_path, train=1, val=1, size=16, classes=2, workers=workers)
+    out, error = capsys.readouterr()
+    lines = ["drawing: 1 of 4 images (25%)", "drawing: 2 of 4 images (50%)", "drawing: 3 of 4 images (75%)"]
+    assert not out and [line.partition(", ")[0] for line in error.splitlines()] == lines
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -131,11 +139,11 @@ def test_a_damaged_record_is_refused(text, tmp_path):
 def test_an_interrupted_call_is_recognised(tmp_path, monkeypatch):
     drawn = []
 
-    def interrupted(path, *_):
-        drawn.append(path)
+    def interrupted(image):
+        drawn.append(image)
         if len(drawn) == 5:
             raise KeyboardInterrupt
-        open(path, "w").close()
+        open(image[0], "w").close()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(fake_imagenet, "write_image", interrupted)

@@ -35,6 +35,14 @@ def test_it_shows_the_draws_of_that_seed_and_epoch(imagenet, tmp_path, call):
     assert not contains(page, dataset[first[2]][0][0].permute(1, 2, 0).numpy())
 
 
+def test_it_shows_its_progress(imagenet, tmp_path, impatient, call):
+    out = tmp_path / "views.png"
+    code, said, error = call(view_gallery.main, imagenet, "--images", "3", "--crop-size", "16", "--out", out)
+    assert (code, said) == (0, f"wrote {out}\n")
+    lines = ["drawing: 1 of 3 images (33%)", "drawing: 2 of 3 images (67%)"]
+    assert [line.partition(", ")[0] for line in error.splitlines()] == lines
+
+
 @pytest.mark.parametrize("flags", [["--augment-on", "cpu"], ["--augment-on", "device"], ["--both-paths"]])
 def test_every_design_on_every_path(imagenet, tmp_path, flags, call):
     out = tmp_path / "views.png"

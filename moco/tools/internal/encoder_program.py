@@ -115,5 +115,4 @@ class Encoding:
 
     def progress(self, what, *loaders):
         """The function `step_done` for `encode`; it prints to standard error, on rank 0, how far this process is."""
-        progress = Progress(what, sum(len(loader.sampler) for loader in loaders), "images")
-        return progress.add if rank() == 0 else lambda images: None
+        return Progress(what, sum(len(loader.sampler) for loader in loaders), "images").add
