@@ -70,7 +70,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Shows the default of each flag, unless it is None, False or empty."""
 
     def _get_help_string(self, action):
-        silent = any(action.default is value for value in (None, False, ""))
+        silent = action.default in ("", []) or any(action.default is value for value in (None, False))
         return action.help if silent else super()._get_help_string(action)
 
 
