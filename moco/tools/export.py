@@ -53,7 +53,6 @@ def main(argv=None):
         archs = [checked_arch(path, args.arch, encoder, args.to) for path in args.checkpoints]
         progress = Progress("export", len(paths), "checkpoints")
         for checkpoint, arch, path in zip(args.checkpoints, archs, paths, strict=True):
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             say(export(checkpoint, arch, encoder, form, path))
             shown[arch] = path
             progress.add()
@@ -89,7 +88,8 @@ def destinations(checkpoints, out, endings):
             both = f"{checkpoints[paths.index(path)]!r} and {checkpoints[i]!r}"
             raise argparse.ArgumentTypeError(f"{both} would both be written to {path!r}; export them one by one")
         if os.path.exists(path) and (is_checkpoint(path) or any(same_file(path, other) for other in checkpoints)):
-            raise argparse.ArgumentTypeError(f"{path!r} is a checkpoint, which is not overwritten; give another OUT")
+            why = "is a checkpoint, which is not overwritten"
+            raise argparse.ArgumentTypeError(f"{path!r} {why}; give another OUT as the last path")
     return paths
 
 
@@ -118,8 +118,8 @@ def checked_arch(path, arch, encoder, library):
     arch = arch or arch_of(checkpoint, path, encoder_of(checkpoint, path, encoder))
     backbone_for(meta_network(arch), checkpoint, path, arch, encoder)
     if arch not in (networks := FORMATS[library].networks):
-        known = ", ".join(networks)
-        raise CheckpointError(f"{library} does not have {arch}, the network of {path!r}; give a checkpoint of {known}")
+        way_out = f"give --to torchvision or safetensors, or a checkpoint of {', '.join(networks)}"
+        raise CheckpointError(f"--to {library} knows no {arch}, the network of {path!r}; {way_out}")
     return arch
 
 
@@ -133,7 +133,7 @@ def export(checkpoint, arch, encoder, form, path):
         A line that says what was written.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or has values that are not finite.
+        CheckpointError: the checkpoint is damaged or has values that are not finite, or the file can't be written.
         SystemExit: the written file does not pass `check` (code 1).
     """
     source = open_encoder(checkpoint, arch, encoder=encoder)
@@ -142,7 +142,11 @@ def export(checkpoint, arch, encoder, form, path):
         raise CheckpointError(f"in the checkpoint {checkpoint!r}, {broken[0]} is not finite; give an earlier one")
     tensors = {form.tensor_name(name): tensor for name, tensor in state.items() if form.tensor_name(name)}
     about = metadata(source, encoder)
-    checkpoint_atomic_write.save(tensors, path, lambda tensors, file: form.write(tensors, about, file))
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        checkpoint_atomic_write.save(tensors, path, lambda tensors, file: form.write(tensors, about, file))
+    except OSError as error:
+        raise CheckpointError(f"can't write {path!r}: {error.strerror}; make room, or give another OUT") from error
     try:
         reader = check(path, form, tensors, source)
     except Exception as error:  # each library has errors of its own

@@ -205,7 +205,7 @@ def test_an_earlier_export_is_overwritten_but_no_checkpoint(runs, call):
     for checkpoint, out in (("b.pth", "b.pth"), ("link.pth", "b.pth"), ("b.pth", "c.pth"), ("b.pth", ".")):
         code, said, error = call(export.main, checkpoint, out, "--to", "torchvision")
         assert (code, said, error.count("\n")) == (2, "", 1)
-        assert "is a checkpoint, which is not overwritten; give another OUT" in error
+        assert "is a checkpoint, which is not overwritten; give another OUT as the last path" in error
     assert os.path.getsize("b.pth") == before and "state_dict" in torch.load("c.pth", weights_only=True)
 
 
@@ -229,10 +229,13 @@ def test_an_earlier_export_is_overwritten_but_no_checkpoint(runs, call):
         (["RUNS/infinite.pth", "b.pth", "--to", "timm"], "bn1.bias is not finite; give an earlier one"),
         (
             ["RUNS/ours.pth.tar", "RUNS/ours_shufflenet.pth.tar", "b", "--to", "timm"],
-            "timm does not have shufflenet_v2_x0_5, the network of 'RUNS/ours_shufflenet.pth.tar'; give a checkpoint "
-            "of resnet101, resnet152, ",
+            "--to timm knows no shufflenet_v2_x0_5, the network of 'RUNS/ours_shufflenet.pth.tar'; give --to "
+            "torchvision or safetensors, or a checkpoint of resnet101, resnet152, ",
         ),
-        (["RUNS/ours_regnet.pth.tar", "b.pkl", "--to", "detectron2"], "detectron2 does not have regnet_y_400mf, the "),
+        (
+            ["RUNS/ours_regnet.pth.tar", "b.pkl", "--to", "detectron2"],
+            "detectron2 knows no regnet_y_400mf, the net",
+        ),
     ],
 )
 def test_what_it_refuses(words, message, runs, call):
@@ -273,4 +276,8 @@ def test_a_full_disk_is_one_line(runs, call, monkeypatch):
 
     monkeypatch.setattr(export.checkpoint_atomic_write, "save", full)
     code, _, error = call(export.main, runs / OURS, "b.pth", "--to", "torchvision")
-    assert code == 2 and error.endswith("No space left on device\n") and error.count("\n") == 1
+    assert (
+        code == 2
+        and "can't write 'b.pth': No space left on device; make room, or give another OUT" in error
+        and error.count("\n") == 1
+    )
