@@ -10,19 +10,22 @@ TEMPORARY = ".tmp"  # ending of the name of a file that is being written
 _temporaries = set()  # paths that are being written at this moment
 
 
-def save(checkpoint, path):
+def save(checkpoint, path, write=None):
     """Writes `checkpoint` to a temporary file, syncs it to the disk and renames it to `path`.
 
     The new file and its name survive a power cut after this function has returned.
 
+    Args:
+        write: called as `write(checkpoint, file)`; None means torch.save.
+
     Raises:
-        Exception: whatever the system or torch's writer raises. The old file is unchanged and the temporary file gone.
+        Exception: whatever the system or the writer raises. The old file is unchanged and the temporary file gone.
     """
     temporary = f"{path}{TEMPORARY}"  # in the same folder, hence on the same file system
     _temporaries.add(temporary)
     try:
         with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
+            (write or torch.save)(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

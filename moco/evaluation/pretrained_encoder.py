@@ -62,7 +62,7 @@ def open_encoder(path, arch=None, crop_size=None, projected=False, encoder=SOURC
         return PretrainedEncoder(*freeze(network, projected), arch or ARCH, crop_size or CROP_SIZE, 0, {})
     checkpoint = read(path)
     state = encoder_of(checkpoint, path, encoder)
-    arch = arch or _arch_of(checkpoint, path, state)
+    arch = arch or arch_of(checkpoint, path, state)
     network = models.get_model(arch)
     backbone = backbone_for(network, checkpoint, path, arch, encoder)
     if projected:
@@ -78,7 +78,15 @@ def open_encoder(path, arch=None, crop_size=None, projected=False, encoder=SOURC
     return PretrainedEncoder(*freeze(network, projected), arch, crop_size, tensors, checkpoint)
 
 
-def _arch_of(checkpoint, path, state):
+def arch_of(checkpoint, path, state):
+    """The architecture of a checkpoint.
+
+    Args:
+        checkpoint: what the file holds. path: for the messages. state: its `encoder_of`.
+
+    Raises:
+        CheckpointError: it is none of `architectures()`.
+    """
     found = architecture_of(checkpoint, {n: t for n, t in state.items() if not n.startswith("fc.")})
     if found not in architectures():
         named = "" if found is None else f" {found!r:.40}"

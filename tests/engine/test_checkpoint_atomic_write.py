@@ -31,3 +31,8 @@ def test_what_is_being_written_can_be_removed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save({}, str(tmp_path / "c"))
     remove_temporaries()
+
+
+def test_another_writer(tmp_path):
+    save(b"content", str(tmp_path / "c"), lambda content, file: file.write(content))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("c", b"content")]

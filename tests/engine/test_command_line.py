@@ -87,6 +87,10 @@ def test_so_does_a_tool_also_about_a_flag(call):
     assert said(call, parser).endswith(
         "--out is missing; give the file to write; for example: python -m a.b --out x\n"
     )
+    parser = Parser(module="a.b", example="x y")
+    for name in ("FIRST", "SECOND"):
+        parser.add_argument(name.lower(), metavar=name, help=f"{name} file")
+    assert "SECOND is missing; give the SECOND file; for" in said(call, parser, "x")
 
 
 def test_an_error_is_said_once_a_node(monkeypatch, capsys):
