@@ -194,3 +194,13 @@ def test_broken_images_are_left_out(imagenet, tmp_path):
         assert found == without and left_out == 24
     with pytest.raises(BadImageError, match=r"0001\.jpg"):
         accuracies(tmp_path / "broken")
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_a_cpu_finds(imagenet):
+    found = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        network, dim = tiny_network()
+        found.append(knn_accuracy(network.to(device), dim, *loaders(imagenet), KS, device)[0])
+    cpu, gpu = found
+    assert cpu == [pytest.approx(accuracy, abs=100 / 36 + 1e-6) for accuracy in gpu]  # rounding may turn one image
