@@ -17,7 +17,7 @@ def listed(monkeypatch):
     """Counts the listings from now on."""
     calls = []
     list_images = file_list.list_images
-    monkeypatch.setattr(file_list, "list_images", lambda root: calls.append(root) or list_images(root))
+    monkeypatch.setattr(file_list, "list_images", lambda *args: calls.append(args) or list_images(*args))
     return calls
 
 
