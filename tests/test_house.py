@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from moco.engine import early_signals
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PRIMITIVES = ("precision", "counter_based_rng", "distributed", "pipe_safe_print")
 # From the bottom to the top. A module imports from lower layers and from its own package.
@@ -138,6 +140,7 @@ COMMANDS = [path for path in python_files(*(f"moco/{name}" for name in RUNNABLE)
 def test_what_lies_beside_a_command_is_a_command(path, monkeypatch, capsys):
     module = path.removesuffix(".py").replace(os.sep, ".")
     monkeypatch.setattr(sys, "argv", [path, "--help"])
+    monkeypatch.setattr(early_signals, "exit_on_signals", lambda: None)  # of this process
     monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(SystemExit) as stop:
         runpy.run_module(module, run_name="__main__")

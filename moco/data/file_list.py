@@ -146,10 +146,10 @@ def list_images(root, any_tree=False):
             add(images, len(classes))
             classes.append(name)
         elif not any_tree:
-            raise no_images(os.path.join(root, name), not_listed)
+            raise no_images(os.path.join(root, name), not_listed, "remove it or add some")
         passed_over += not_listed
     if not labels:
-        raise no_images(root, passed_over)
+        raise no_images(root, passed_over, "add some")
     arrays = {
         "paths": np.frombuffer(bytes(paths), dtype=np.uint8),
         "ends": np.array(ends, dtype=np.int64),
@@ -160,10 +160,10 @@ def list_images(root, any_tree=False):
     return arrays, folders
 
 
-def no_images(folder, not_listed):
+def no_images(folder, not_listed, way_out):
     """The FileNotFoundError about a folder without images; `not_listed` is a dict for `PassedOver.of`."""
     return FileNotFoundError(
-        f"no images in {folder!r}; remove it or add some ({', '.join(EXTENSIONS)}){PassedOver.of(not_listed).clause()}"
+        f"no images in {folder!r}; {way_out} ({', '.join(EXTENSIONS)}){PassedOver.of(not_listed).clause()}"
     )
 
 

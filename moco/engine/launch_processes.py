@@ -81,9 +81,11 @@ def _noted():
 
 def _supervise(processes, received, lost, first_rank):
     """Waits for the processes that this one has started and passes signals on; returns the exit code."""
-    passed_on, first, since = 0, None, math.inf
-    while running := [process for process in processes if process.exitcode is None]:
+    passed_on, first, since, running = 0, None, math.inf, processes
+    while running:
         multiprocessing.connection.wait([process.sentinel for process in running], timeout=0.2)
+        # Before the look for a failure, which then misses none, also if all processes end in this moment.
+        running = [process for process in processes if process.exitcode is None]
         for number in received[passed_on:]:
             for process in running:
                 os.kill(process.pid, number)  # nobody has waited for this child, so its process id is not reused
@@ -99,7 +101,7 @@ def _supervise(processes, received, lost, first_rank):
                 process.kill()
     if first is None:
         return 0
-    if -code in STOP_SIGNALS:
+    if -code in STOP_SIGNALS and processes[0].exitcode != EXIT_CODE:  # otherwise that process has said it
         report_stop(-code)
     if code == EXIT_CODE or -code in STOP_SIGNALS:
         return EXIT_CODE
@@ -161,6 +163,8 @@ def _join_group(local_rank, worker, plan, timeout, folder, lost, launcher, args)
             say(f"rank {rank}: {f'error: {cause}' if cause else traceback.format_exc()}", True)
         sys.exit(1)
     except Stopped:  # all ranks leave together
+        for number in STOP_SIGNALS:  # a copy of the signal would kill the process while Python ends
+            signal.signal(number, signal.SIG_IGN)
         dist.destroy_process_group()
         raise
     finally:

@@ -62,10 +62,11 @@ def check_memory(views, images, copies, fewer, room=None):
     """
     size, room = images * copies * sum(3 * view.size**2 for view in views), memory() if room is None else room
     if size > room:
-        sides = " and ".join(str(side) for side in sorted({view.size for view in views}, reverse=True))
+        sizes = sorted({view.size for view in views}, reverse=True)
+        sides, mini = " and ".join(map(str, sizes)), " or --mini-crop-size" * (len(sizes) > 1)
         raise ValueError(
             f"views of {sides} pixels for {images} images need {size / 1e9:,.1f} GB, but there are {room / 1e9:,.1f} "
-            f"GB of memory; give a smaller --crop-size or --mini-crop-size, or {fewer}"
+            f"GB of memory; give a smaller --crop-size{mini}, or {fewer}"
         )
 
 

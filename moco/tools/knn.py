@@ -11,6 +11,10 @@ import sys
 if not __package__:  # otherwise `import moco` fails
     print("error: this program can't be started by its path; use python -m moco.tools.knn", file=sys.stderr)
     sys.exit(2)
+if __name__ == "__main__":
+    from moco.engine.early_signals import exit_on_signals
+
+    exit_on_signals()  # before the imports that take seconds
 
 import json
 
@@ -21,14 +25,14 @@ from moco.evaluation.knn import accuracy_line, knn_accuracy
 from moco.evaluation.knn_images import check_features, check_k, labelled_splits
 from moco.evaluation.knn_while_training import K
 from moco.pipe_safe_print import say
-from moco.tools.internal.encoder_program import EncoderParser, launch_of, start
+from moco.tools.internal.encoder_program import EncoderParser, launch_of, start, stop_signals_raise
 
 
 def main(argv=None):
     parser = EncoderParser(
         __doc__, __spec__.name, "/path/to/imagenet", "folder with labelled images in train/ and val/"
     )
-    help = f"numbers of nearest neighbours that vote, one result each (default: {K})"
+    help = f"numbers of nearest neighbours that vote, one result each; give them after DIR (default: {K})"
     parser.add_argument("--k", metavar="K", nargs="+", type=number(int, 1), help=help)
     parser.add_argument("--json", action="store_true", help="print the result as JSON, too, in the last line")
     args = parser.parse_args(argv)
@@ -42,7 +46,8 @@ def main(argv=None):
         parser.error(error)
     for line in (train.summary(), val.summary(), encoder.summary(args.checkpoint)):
         say(line)
-    start(classify, args, encoder, val, train)
+    with stop_signals_raise():
+        start(classify, args, encoder, val, train)
 
 
 def classify(encoding, val, train):

@@ -1,4 +1,4 @@
-"""Nearest neighbours as a picture: what a checkpoint holds for similar.
+"""Nearest neighbours as a picture: which images an encoder finds similar.
 
     python -m moco.tools.neighbours CHECKPOINT DIR --out neighbours.png [--queries 8] [--random]
 
@@ -12,6 +12,10 @@ import sys
 if not __package__:  # otherwise `import moco` fails
     print("error: this program can't be started by its path; use python -m moco.tools.neighbours", file=sys.stderr)
     sys.exit(2)
+if __name__ == "__main__":
+    from moco.engine.early_signals import exit_on_signals
+
+    exit_on_signals()  # before the imports that take seconds
 
 import os
 
@@ -20,14 +24,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from moco.data.file_list import ImageFolder
+from moco.data.passed_over_files import plural
 from moco.data.view_datasets import CentralViews
-from moco.distributed import rank
+from moco.distributed import copy_from_rank_0, rank
 from moco.engine.command_line import SEED, number, output_file
 from moco.evaluation.features import encode
 from moco.evaluation.knn import NearestNeighbours
 from moco.evaluation.pretrained_encoder import open_encoder
 from moco.pipe_safe_print import say
-from moco.tools.internal.encoder_program import EncoderParser, start
+from moco.tools.internal.encoder_program import EncoderParser, start, stop_signals_raise
 from moco.tools.view_gallery import INK, PAPER, PICTURES
 from moco.views.normalize import normalize_images
 
@@ -58,7 +63,8 @@ def main(argv=None):
         say(folder.summary())
     say(encoder.summary(args.checkpoint))
     chosen = np.random.default_rng(args.seed).choice(len(queries), args.queries, replace=False).tolist()
-    start(draw, args, encoder, encoders, queries, bank, chosen)
+    with stop_signals_raise():
+        start(draw, args, encoder, encoders, queries, bank, chosen)
 
 
 def folders(data):
@@ -76,20 +82,21 @@ def check_enough(args, queries, bank):
     ):
         if wanted > len(folder) - own:
             raise ValueError(
-                f"{flag} {wanted} is too many for the {len(folder)} images of {folder.root!r}; give fewer"
+                f"{flag} {wanted} is too many for the {plural(len(folder), 'image')} of {folder.root!r}; give fewer"
             )
 
 
 def draw(encoding, encoders, queries, bank, chosen):
     """Finds the neighbours, all processes together; rank 0 writes the picture."""
-    args, crop_size = encoding.args, encoding.encoder.crop_size
+    args, crop_size, same = encoding.args, encoding.encoder.crop_size, queries.root == bank.root
     panels = []
     for encoder in encoders:
         network = encoder.network.to(encoding.device, memory_format=torch.channels_last)
-        views = torch.stack([CentralViews(queries, crop_size)[i][0] for i in chosen])
-        with torch.no_grad():
+        features = torch.zeros(len(chosen), encoder.dim, device=encoding.device)
+        if rank() == 0:  # it alone reports a query that can't be decoded
+            views = torch.stack([CentralViews(queries, crop_size)[i][0] for i in chosen])
             features = network(normalize_images(views.to(encoding.device))).float()
-        same = queries.root == bank.root
+        copy_from_rank_0([features])
         nearest, loader = NearestNeighbours(features, args.neighbours + same), encoding.loader(bank, "neighbours")
         done = encoding.progress("neighbours", loader)
         for indices, features in encode(network, loader, encoding.device, step_done=done):
@@ -101,7 +108,7 @@ def draw(encoding, encoders, queries, bank, chosen):
             pairs = [[p for p in row if p[1] != i][: args.neighbours] for row, i in zip(pairs, chosen, strict=True)]
         panels.append(pairs)
     if rank() == 0:
-        names = [os.path.basename(args.checkpoint), "random encoder"]
+        names = ["random encoder" if not e.tensors else os.path.basename(args.checkpoint) for e in encoders]
         picture(panels, names, queries, bank, chosen, crop_size).save(args.out)
         say(f"wrote {args.out}")
 
@@ -117,12 +124,13 @@ def picture(panels, names, queries, bank, chosen, crop_size):
         A PIL image.
     """
     font, step = ImageFont.load_default(size=14), SIDE + GAP
-    left = [MARGIN + step + MARGIN + i * (len(panels[0][0]) * step + 2 * MARGIN) for i in range(len(panels))]
-    top, width = MARGIN + LINE + GAP, left[-1] + len(panels[0][0]) * step + MARGIN
+    wide = len(panels[0][0]) * step
+    left = [MARGIN + step + MARGIN + i * (wide + 2 * MARGIN) for i in range(len(panels))]
+    top, width = MARGIN + LINE + GAP, left[-1] + wide + MARGIN
     sheet = Image.new("RGB", (width, top + len(chosen) * (step + LINE) + MARGIN), PAPER)
     draw, views = ImageDraw.Draw(sheet), (CentralViews(queries, crop_size), CentralViews(bank, crop_size))
     for x, name in zip((MARGIN, *left), ("query", *names), strict=False):
-        draw.text((x, MARGIN), name, INK, font)
+        draw.text((x, MARGIN), fitted(name, wide, font), INK, font)
     for row, i in enumerate(chosen):
         y = top + row * (step + LINE)
         sheet.paste(thumbnail(views[0][i][0]), (MARGIN, y))
@@ -139,6 +147,12 @@ def picture(panels, names, queries, bank, chosen, crop_size):
 def thumbnail(view):
     """Converts 3 x size x size, uint8, to a PIL image of SIDE x SIDE pixels."""
     return Image.fromarray(view.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def fitted(text, width, font):
+    """A line of text, or as much of its end as is at most `width` pixels wide."""
+    ends = [text, *(f"...{text[i:]}" for i in range(1, len(text) + 1))]
+    return next(end for end in ends if font.getlength(end) <= width)
 
 
 def class_of(folder, index):

@@ -151,3 +151,53 @@ def test_the_summary_counts_what_is_listed_and_what_is_not(tmp_path):
     )
     listed, cached = ImageFolder(root), ImageFolder(root)
     assert listed.summary() == cached.summary() == line and listed.passed_over == cached.passed_over
+
+
+def test_any_tree_takes_images_of_the_folder_itself_and_passes_empty_folders_over(tmp_path):
+    """The images of the folder come first, with the label -1."""
+    files("2.jpg", "10.PNG", "notes.txt", ".hidden.jpg", "b/x/1.jpg", "b/0.jpg", "c/x/a.md", "d/1.jpg")(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "gone").symlink_to("nowhere")
+    folder = ImageFolder(tmp_path, any_tree=True)
+    listed = [("10.PNG", -1), ("2.jpg", -1), ("b/0.jpg", 0), ("b/x/1.jpg", 0), ("d/1.jpg", 1)]
+    assert samples(folder) == [(str(tmp_path / path), label) for path, label in listed]
+    assert folder.classes == ["b", "d"] and folder.labels.dtype == np.int32
+    assert folder.summary() == (
+        f"images: 5 of 2 classes in {str(tmp_path)!r}; passed over: 2 files with other extensions (.txt, .md), "
+        "1 hidden, 1 broken link"
+    )
+
+
+def test_any_tree_of_one_flat_folder_has_no_classes(tmp_path):
+    files("1.jpg", "0.jpg")(tmp_path)
+    folder = ImageFolder(tmp_path, any_tree=True)
+    assert samples(folder) == [(str(tmp_path / "0.jpg"), -1), (str(tmp_path / "1.jpg"), -1)] and folder.classes == []
+    assert folder.summary() == f"images: 2 in {str(tmp_path)!r}"
+
+
+def test_any_tree_lists_class_folders_as_ever_and_neither_reads_nor_writes_the_cache(imagenet, tmp_path, monkeypatch):
+    for name in ("load", "store"):
+        monkeypatch.setattr(f"moco.data.file_list.file_list_cache.{name}", lambda *_: pytest.fail("the cache is used"))
+    folder = ImageFolder(imagenet / "val", any_tree=True)
+    monkeypatch.undo()
+    assert samples(folder) == samples(ImageFolder(imagenet / "val")) and len(folder.classes) == 12
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda root: None, "no folder 'ROOT'; it must hold images$"),
+        (lambda root: root.write_text(""), "'ROOT' is a file; it must be a folder that holds images$"),
+        (lambda root: root.mkdir(), rf"no images in 'ROOT'; add some {EXTENSIONS_IN_WORDS}$"),
+        (
+            files("notes.txt", "cat/1.heic", "cat/2.txt"),
+            rf"no images in 'ROOT'; add some {EXTENSIONS_IN_WORDS}; passed over: 3 files with other extensions "
+            r"\(\.txt, \.heic\)$",
+        ),
+    ],
+)
+def test_any_tree_without_images_is_refused(tmp_path, make, message):
+    root = tmp_path / "images"
+    make(root)
+    with pytest.raises(OSError, match=f"^{message}".replace("ROOT", re.escape(str(root)))):
+        ImageFolder(root, any_tree=True)

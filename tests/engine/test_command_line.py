@@ -93,6 +93,15 @@ def test_so_does_a_tool_also_about_a_flag(call):
     assert "SECOND is missing; give the SECOND file; for" in said(call, parser, "x")
 
 
+def test_of_several_arguments_the_first_one_that_is_missing_is_named(call):
+    parser = Parser()
+    parser.add_argument("checkpoint", metavar="FILE", help="checkpoint")
+    parser.add_argument("dir", help="folder of images")
+    parser.add_argument("-o", "--out", required=True, help="file to write")
+    for words, said_of in (([], "FILE"), (["-o", "x"], "FILE"), (["x"], "dir"), (["x", "y"], "-o/--out")):
+        assert f"error: {said_of} is missing; give the " in said(call, parser, *words)
+
+
 def test_an_error_is_said_once_a_node(monkeypatch, capsys):
     for local_rank, lines in (("0", 1), ("1", 0), ("10", 0), ("", 1), ("x", 1)):
         monkeypatch.setenv("LOCAL_RANK", local_rank)

@@ -1,6 +1,7 @@
 """Processes on one node: signals are passed on, and if one dies, all end."""
 
 import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from moco.engine import launch_processes
 from moco.engine.early_signals import EXIT_CODE
 from moco.engine.launch_plan import Launch
 from moco.engine.launch_processes import start_processes
+from moco.engine.preemption import Stopped
 from tests.ranks import Program, quick_launches
 
 
@@ -29,6 +31,9 @@ def worker(device, how):
         if dist.get_rank() == 0:
             print("together", flush=True)
         time.sleep(1000)
+    if how == "stop":  # and the signal's copy from the launcher comes late
+        multiprocessing.util.Finalize(None, os.kill, (os.getpid(), signal.SIGINT), exitpriority=1)
+        raise Stopped(EXIT_CODE)
     if how == "hang":
         if dist.get_rank() == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -100,6 +105,10 @@ def test_a_signal_to_the_launcher_is_passed_on():
     assert program.wait(30) == EXIT_CODE
     assert program.stdout.read() == "stopped by SIGINT; no training step was running, so nothing is lost\n"
     assert gone(program.pid)
+
+
+def test_a_copy_of_the_signal_does_no_harm_to_a_process_that_leaves():
+    assert Program(launched, "stop").finish() == (EXIT_CODE, "", "")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +185,26 @@ def test_a_signal_to_one_process_that_does_not_listen_yet_ends_all(capfd):
     codes = supervised(sleep, signalled)
     assert codes == (EXIT_CODE, [-signal.SIGUSR1] * 2)
     assert capfd.readouterr().out == "stopped by SIGUSR1; no training step was running, so nothing is lost\n"
+
+
+def test_a_signal_that_only_the_first_process_listens_for_is_reported_once(capfd):
+    def signalled():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    codes = supervised(lambda: sys.exit(EXIT_CODE), signalled)
+    assert codes == (EXIT_CODE, [EXIT_CODE, -signal.SIGINT]) and capfd.readouterr() == ("", "")
+
+
+def test_a_failure_between_two_looks_is_not_missed():
+    """The only process still runs when the launcher looks for a failure, and has failed when it looks for the end."""
+    reader, writer = os.pipe()
+    os.close(writer)
+    codes = iter([None, None])
+    kind = type("Ending", (), {"sentinel": reader, "exitcode": property(lambda _: next(codes, 1))})
+    lost = mp.get_context("spawn").RawValue("b", 0)
+    assert launch_processes._supervise([kind()], [], lost, 0) == 1
+    os.close(reader)
 
 
 def test_a_paused_process_is_ended_soon_unless_rank_0_may_still_write(monkeypatch, capfd):

@@ -1,22 +1,25 @@
 """What the programs that compute features share: their flags, their processes, and the options of a process."""
 
+import contextlib
+import pickle
 import signal
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import torch
 
 from moco.data.worker_processes import STOP_SIGNALS
-from moco.distributed import rank
+from moco.distributed import all_sum, is_initialized, rank, world_size
 from moco.engine.architectures import architectures
 from moco.engine.command_line import PROCESSES, Parser, number
 from moco.engine.early_signals import EXIT_CODE, signal_name
 from moco.engine.launch_plan import Launch, memory
 from moco.engine.launch_processes import start_processes
-from moco.engine.preemption import Stopped
+from moco.engine.preemption import ECHO, Stopped
 from moco.engine.progress import Progress
 from moco.engine.size_checks import check_views
 from moco.engine.training_run import BATCHES_OF_MEMORY, workers_per_process
-from moco.evaluation.pretrained_encoder import open_encoder
+from moco.evaluation.pretrained_encoder import ARCH, CROP_SIZE, open_encoder
 from moco.loader import central_loader
 from moco.pipe_safe_print import say
 from moco.views.augmentation_recipes import View
@@ -32,12 +35,12 @@ class EncoderParser(Parser):
     def __init__(self, description, module, example, dir_help):
         super().__init__(description, module, f"runs/multicrop/checkpoint__0099.pth.tar {example}")
         some, add = number(int, 1), self.add_argument
-        help = "checkpoint, as --pretrained of main_lincls.py takes it, or the word none for random weights"
+        help = "checkpoint of this project, a published one, weights of torchvision, or the word none: random weights"
         add("checkpoint", metavar="CHECKPOINT", help=help)
         add("dir", metavar="DIR", help=dir_help)
-        help = "network (default: that of the checkpoint)"
+        help = f"network (default: that of the checkpoint; for none: {ARCH})"
         add("-a", "--arch", metavar="ARCH", choices=architectures(), help=help)
-        help = "side of the network's input images (default: that of the checkpoint)"
+        help = f"side of the network's input images (default: that of the checkpoint if it says it, else {CROP_SIZE})"
         add("--crop-size", metavar="PX", type=some, help=help)
         add("-b", "--batch-size", metavar="N", type=some, default=256, help="images per step over all processes")
         help = "number of data workers, at most one per CPU core"
@@ -45,7 +48,10 @@ class EncoderParser(Parser):
         add("--nproc", metavar="N", type=PROCESSES, help="number of processes (default: one per GPU, or 1 on a CPU)")
 
     def open(self, args, projected=False):
-        """Opens the checkpoint and checks that the network can encode a batch; returns a PretrainedEncoder.
+        """Opens the checkpoint and checks that the network can encode a batch.
+
+        Returns:
+            A PretrainedEncoder whose `checkpoint` is empty, since the processes need no more than the network.
 
         Raises:
             ValueError: the checkpoint or a flag does not fit.
@@ -53,7 +59,7 @@ class EncoderParser(Parser):
         launch = launch_of(args)
         encoder = open_encoder(args.checkpoint, args.arch, args.crop_size, projected)
         check_views((View(encoder.crop_size),), encoder.arch, args.batch_size, launch.local)
-        return encoder
+        return replace(encoder, checkpoint={})
 
 
 def launch_of(args):
@@ -68,7 +74,7 @@ def launch_of(args):
 
 
 def start(work, args, encoder, *rest):
-    """Starts the processes, waits for them, and ends them if a stop signal arrives.
+    """Starts the processes, waits for them, and ends them if a stop signal arrives. Call it in `stop_signals_raise`.
 
     Args:
         work: a module-level function, called as `work(Encoding, *rest)` in each process.
@@ -77,20 +83,45 @@ def start(work, args, encoder, *rest):
     Raises:
         SystemExit: a process failed (code 1), or a signal ended it (code 143).
     """
-    start_processes(_one_process, launch_of(args), work, args, encoder, rest)
+    # Pickled here, since torch would send each tensor through a file of its own in the shared memory. That is small in
+    # containers, and a large network has more tensors than a process may open files.
+    start_processes(_one_process, launch_of(args), pickle.dumps((work, args, encoder, rest)))
 
 
-def _one_process(device, work, args, encoder, rest):
-    for stop_signal in STOP_SIGNALS:
-        signal.signal(stop_signal, _stop)
+def _one_process(device, data):
+    work, args, encoder, rest = pickle.loads(data)
+    if is_initialized():
+        _raise_at_stop_signals()  # until this process has ended
     encoder.network.to(device, memory_format=torch.channels_last)
     work(Encoding(device, args, encoder), *rest)
 
 
-def _stop(number, _frame):
-    if rank() == 0:
-        say(f"stopped by {signal_name(number)}", True)
-    raise Stopped(EXIT_CODE)
+@contextlib.contextmanager
+def stop_signals_raise():
+    """Context manager in which a stop signal raises Stopped, so that nothing half-written stays. Rank 0 says it."""
+    before = _raise_at_stop_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_at_stop_signals():
+    """Makes stop signals raise Stopped; returns the handlers before, by signal."""
+    stopped = None
+
+    def stop(number, _frame):
+        nonlocal stopped
+        now = time.monotonic()
+        if stopped is None and rank() == 0:
+            with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
+                say(f"stopped by {signal_name(number)}", True)
+        if stopped is None or now - stopped > ECHO:  # otherwise a copy, as of Ctrl-C, which the launcher passes on
+            stopped = now
+            raise Stopped(EXIT_CODE)
+
+    return {number: signal.signal(number, stop) for number in STOP_SIGNALS}
 
 
 @dataclass(frozen=True)
@@ -107,12 +138,20 @@ class Encoding:
 
     def loader(self, folder, purpose):
         """The `central_loader` of this process's share of an ImageFolder; `purpose` is a word for messages."""
-        local = launch_of(self.args).local
+        local = world_size()
         workers = workers_per_process(self.args.workers, local)
         room = BATCHES_OF_MEMORY * memory() // local
         batch = self.args.batch_size // local
         return central_loader(folder, self.encoder.crop_size, batch, workers, room, purpose, persistent=False)
 
     def progress(self, what, *loaders):
-        """The function `step_done` for `encode`; it prints to standard error, on rank 0, how far this process is."""
-        return Progress(what, sum(len(loader.sampler) for loader in loaders), "images").add
+        """The function `step_done` for `encode`; rank 0 prints to standard error how far all processes are together.
+
+        It also keeps the processes together, since they wait for the slowest one only a limited time.
+        """
+        progress = Progress(what, sum(len(loader.dataset) for loader in loaders), "images")
+
+        def step_done(images):
+            progress.add(int(all_sum(torch.tensor(images, device=self.device))))
+
+        return step_done
