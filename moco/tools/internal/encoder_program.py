@@ -1,9 +1,11 @@
 """What the programs that compute features share: their flags, their processes, and the options of a process."""
 
 import contextlib
+import math
 import pickle
 import signal
 import time
+import traceback
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +25,8 @@ from moco.evaluation.pretrained_encoder import ARCH, CROP_SIZE, open_encoder
 from moco.loader import central_loader
 from moco.pipe_safe_print import say
 from moco.views.augmentation_recipes import View
+
+AGAIN = 0.1  # seconds from a stop signal within a destructor to the next try
 
 
 class EncoderParser(Parser):
@@ -103,25 +107,28 @@ def stop_signals_raise():
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _raise_at_stop_signals():
     """Makes stop signals raise Stopped; returns the handlers before, by signal."""
-    stopped = None
+    said, raised = False, -math.inf
 
-    def stop(number, _frame):
-        nonlocal stopped
-        now = time.monotonic()
-        if stopped is None and rank() == 0:
+    def stop(number, frame):
+        nonlocal said, raised
+        if not said and rank() == 0:
             with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
                 say(f"stopped by {signal_name(number)}", True)
-        if stopped is None or now - stopped > ECHO:  # otherwise a copy, as of Ctrl-C, which the launcher passes on
-            stopped = now
+        said = True
+        if any(f.f_code.co_name == "__del__" for f, _ in traceback.walk_stack(frame)):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)  # an exception would get lost here
+        elif time.monotonic() - raised > ECHO:  # otherwise a copy, as of Ctrl-C, which the launcher passes on
+            raised = time.monotonic()
             raise Stopped(EXIT_CODE)
 
-    return {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    return {number: signal.signal(number, stop) for number in (*STOP_SIGNALS, signal.SIGALRM)}
 
 
 @dataclass(frozen=True)

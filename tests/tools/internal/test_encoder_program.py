@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 import types
 
 import pytest
@@ -130,6 +131,24 @@ def test_a_stop_signal_raises_once(number, capsys, monkeypatch):
             os.kill(os.getpid(), number)
     assert capsys.readouterr() == ("", f"stopped by {signal.Signals(number).name}\n")
     assert [signal.getsignal(n) for n in STOP_SIGNALS] == before
+
+
+class Signalling:
+    """Its destructor receives a signal; Python would drop an exception there."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def test_a_stop_signal_within_a_destructor_raises_after_it(capsys):
+    with stop_signals_raise(), pytest.raises(Stopped):
+        Signalling()
+        time.sleep(10)
+    assert capsys.readouterr() == ("", "stopped by SIGTERM\n")
+    with stop_signals_raise():
+        Signalling()
+    time.sleep(2 * encoder_program.AGAIN)  # no timer is left
 
 
 def test_only_rank_0_says_it(monkeypatch, capsys):
