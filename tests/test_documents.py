@@ -1,9 +1,11 @@
 """The documents are true: links lead somewhere, commands exist, and code in them runs."""
 
 import glob
+import importlib
 import importlib.util
 import os
 import re
+import shlex
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from moco.builder import MoCo
 from moco.engine.checkpoint_format import checkpoint_of
 from tests import readme
 from tests.tiny_net import TinyNet
+from tests.tools.internal.written_log import small_run
 
 DOCUMENTS = [
     path
@@ -50,12 +53,41 @@ def test_links_lead_somewhere_and_commands_exist(path):
         assert module.endswith(".NAME") or importlib.util.find_spec(module), module
 
 
-def test_the_result_is_loaded_as_the_readme_says(tmp_path):
-    (code,) = readme.blocks("python")
+def tool_commands():
+    """The commands of the README's part on using the result: (tool, words, lines of output below it)."""
+    (block,) = [block for block in readme.blocks("bash") if "moco.tools.knn" in block]
+    found = re.findall(r"^python -m moco\.tools\.(\w+) (.*)\n((?:#  ?\S.*\n)+)", block.replace("\\\n", ""), re.M)
+    return [(tool, shlex.split(words), [line[2:] for line in output.splitlines()]) for tool, words, output in found]
+
+
+def without_numbers(text):
+    """A text in which every number and every file name is the same, so that outputs of two runs can be compared."""
+    return re.sub(r"[\d,.]*\d", "N", re.sub(r"[\w/.-]+\.(png|npz|pth)\b", "FILE", text))
+
+
+def test_the_result_is_used_as_the_readme_says(tmp_path, imagenet, call, monkeypatch):
+    """Each command runs and says what the README shows, and the Python code loads what was exported."""
     model = MoCo(lambda num_classes: models.resnet18(num_classes=num_classes), dim=8, K=16, seed=3)
     path = str(tmp_path / "c.pth.tar")
-    torch.save(checkpoint_of(1, model, torch.optim.SGD(model.parameters(), 0.1), {"arch": "resnet18"}), path)
-    code = code.replace("runs/multicrop/checkpoint__0099.pth.tar", path).replace("resnet50", "resnet18")
+    options = {"arch": "resnet18", "crop_size": 32}
+    torch.save(checkpoint_of(1, model, torch.optim.SGD(model.parameters(), 0.1), options), path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for run in ("baseline", "multicrop"):
+        small_run(tmp_path / "runs" / run, run)
+    places = {"/path/to/imagenet": str(imagenet), "/path/to/images": str(imagenet / "val")}
+    tools = []
+    for tool, words, output in tool_commands():
+        if tool == "plot" and not importlib.util.find_spec("matplotlib"):
+            continue
+        words = [path if word.endswith(".pth.tar") else places.get(word, word) for word in words]
+        words += ["-j", "0"] if tool in ("knn", "extract", "neighbours") else []
+        code, out, error = call(importlib.import_module(f"moco.tools.{tool}").main, *words)
+        assert code == 0, error
+        assert set(map(without_numbers, output)) <= set(without_numbers(out).splitlines()), out
+        tools.append(tool)
+    assert {*tools, "plot"} == {"knn", "extract", "neighbours", "plot", "export"}
+    (code,) = readme.blocks("python")
     names = {}
     exec(code, names)
     theirs = model.encoder_q.state_dict()

@@ -109,7 +109,7 @@ class Run:
             folders: the ImageFolders that the run reads. lines: of the script.
         """
         if rank() == 0:
-            for line in (*(folder.summary() for folder in folders), *lines):
+            for line in (*dict.fromkeys(folder.summary() for folder in folders), *lines):  # each folder once
                 say(line)
             startup_report.report(self.args, self.launch, self.device, self.place, self.workers)
 

@@ -1,5 +1,6 @@
 """The demo, with fewer images and epochs."""
 
+import importlib.util
 import math
 
 import pytest
@@ -9,15 +10,18 @@ from moco.tools import demo
 
 @pytest.mark.slow
 def test_the_demo_runs_to_its_summary(tmp_path, capfd):
-    first, last, top1 = demo.demo(str(tmp_path), epochs=2, probe_epochs=1, images=8)
+    figures = demo.demo(str(tmp_path), epochs=2, images=8, val=2)
     out = capfd.readouterr().out
-    commands = [line for line in out.splitlines() if line.startswith("$ python ")]
-    assert [command.split()[2] for command in commands] == ["-m", "main_moco.py", "main_lincls.py"]
-    assert "--lars" in commands[2] and sum(word.startswith("--enable") for word in commands[1].split()) == 3
+    commands = [line.split()[2] for line in out.splitlines() if line.startswith("$ python ")]
+    plots = importlib.util.find_spec("matplotlib") is not None
+    assert " ".join(commands) == f"-m main_moco.py -m -m main_lincls.py main_lincls.py -m {'-m ' * plots}-m -c"
+    assert "missing_keys=['fc.weight', 'fc.bias'], unexpected_keys=[]" in out  # the export is loaded
     summary = out.split("Summary")[1]
-    assert f"{math.log(demo.K + 1):.3f}" in summary and f"{first:.3f}" in summary and f"{last:.3f}" in summary
-    assert f"{top1:.1f} %" in summary and "chance: 8.3 %" in summary and str(tmp_path) in summary
-    files = {"imagenet", "checkpoint__0001.pth.tar", "checkpoint.pth.tar", "model_best.pth.tar", "log.jsonl"}
+    assert all(f"{value:.1f} %" in summary for value in (*figures["knn"], *figures["linear"], 100 / 12))
+    assert f"{math.log(demo.K + 1):.3f}" in summary and f"{figures['last_loss']:.3f}" in summary
+    files = {"imagenet", "checkpoint__0001.pth.tar", "checkpoint__last.pth.tar", "log.jsonl", "random"}
+    files |= {"checkpoint.pth.tar", "model_best.pth.tar", "neighbours.png", "backbone.pth"}
+    files |= {"curves.png"} if plots else set()
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == files
 
 
@@ -30,6 +34,8 @@ def test_a_file_is_no_folder_to_work_in(place, tmp_path, monkeypatch, call):
     assert code == 2 and not out and error.count("\n") == 1 and f"--dir: {place!r}" in error
 
 
-def test_losses_are_read_from_the_log():
+def test_figures_are_read_from_the_output_of_the_programs():
     log = "x\nEpoch: [0][0/9]\tTime 1 (1)\tLoss 5.0e+00 (5.1e+00)\tAcc\nepoch 0 ended: mean loss 4.5000, Acc@1 1.00\n"
     assert demo.epoch_losses(log + "epoch 12 ended: mean loss 2.0000, Acc@1 3.00\n") == {0: 4.5, 12: 2.0}
+    assert demo.knn_accuracy('encoder: x\n * kNN Acc@1 1.000 Acc@5 2.000 k 20\n{"k": 20, "acc1": 1.5}\n') == 1.5
+    assert demo.best_accuracy(" * Acc@1 3.500 Acc@5 9.000\n * Acc@1 12.250 Acc@5 9.0\n * Acc@1 4.0 A\n") == 12.25
