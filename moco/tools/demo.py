@@ -29,19 +29,19 @@ from moco.tools.fake_imagenet import CLASSES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 K = 512
-ARCH, SIZE = "resnet18", "40"
+ARCH, SIZE = "resnet18", "48"
 SHARED = ["-a", ARCH, "--crop-size", SIZE, "-b", "32", "--augment-on", "device"]
 # A few hundred steps need a faster target and a lower temperature than the paper's 150,000.
 PRETRAINING = ["--lr", "0.015", "--moco-k", str(K), "--moco-m", "0.99", "--moco-t", "0.1", "--bn-splits", "2"]
 DESIGNS = ["--enable-asym-bn"]
-LINEAR = ["--lr", "0.2", "--epochs", "3"]  # LARS, which the paper uses, needs more steps
+LINEAR = ["--lr", "0.2", "--epochs", "2"]  # LARS, which the paper uses, needs more steps
 RANDOM = "none"
 LOAD = """import torch, torchvision
 model = torchvision.models.{arch}()
 print(model.load_state_dict(torch.load({path!r}, weights_only=True), strict=False))"""
 
 
-def demo(folder, epochs=9, images=150, val=50, seed=0):
+def demo(folder, epochs=7, images=150, val=50, seed=0):
     """Runs the demo in `folder` and prints a summary.
 
     Args:
@@ -60,7 +60,7 @@ def demo(folder, epochs=9, images=150, val=50, seed=0):
     heading(2, "pretraining, without labels")
     pretraining = run(
         *("main_moco.py", *shared, *PRETRAINING, "--epochs", epochs, "--keep", "1"),
-        *("--knn-every", max(1, epochs // 3), *DESIGNS, "--output-dir", folder, data),
+        *("--knn-every", (epochs + 1) // 2, *DESIGNS, "--output-dir", folder, data),
     )
     losses = epoch_losses(pretraining)
     checkpoint = os.path.join(folder, f"checkpoint__{epochs - 1:04d}.pth.tar")
