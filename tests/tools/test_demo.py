@@ -14,7 +14,7 @@ def test_the_demo_runs_to_its_summary(tmp_path, capfd):
     out = capfd.readouterr().out
     commands = [line.split()[2] for line in out.splitlines() if line.startswith("$ python ")]
     plots = importlib.util.find_spec("matplotlib") is not None
-    assert " ".join(commands) == f"-m main_moco.py -m -m main_lincls.py main_lincls.py -m {'-m ' * plots}-m -c"
+    assert " ".join(commands) == f"-m main_moco.py -m main_lincls.py main_lincls.py -m {'-m ' * plots}-m -c"
     assert "missing_keys=['fc.weight', 'fc.bias'], unexpected_keys=[]" in out  # the export is loaded
     summary = out.split("Summary")[1]
     assert all(f"{value:.1f} %" in summary for value in (*figures["knn"], *figures["linear"], 100 / 12))
@@ -37,5 +37,4 @@ def test_a_file_is_no_folder_to_work_in(place, tmp_path, monkeypatch, call):
 def test_figures_are_read_from_the_output_of_the_programs():
     log = "x\nEpoch: [0][0/9]\tTime 1 (1)\tLoss 5.0e+00 (5.1e+00)\tAcc\nepoch 0 ended: mean loss 4.5000, Acc@1 1.00\n"
     assert demo.epoch_losses(log + "epoch 12 ended: mean loss 2.0000, Acc@1 3.00\n") == {0: 4.5, 12: 2.0}
-    assert demo.knn_accuracy('encoder: x\n * kNN Acc@1 1.000 Acc@5 2.000 k 20\n{"k": 20, "acc1": 1.5}\n') == 1.5
     assert demo.best_accuracy(" * Acc@1 3.500 Acc@5 9.000\n * Acc@1 12.250 Acc@5 9.0\n * Acc@1 4.0 A\n") == 12.25
