@@ -97,7 +97,8 @@ def prepare(args, launch):
     args.mini_crop_size = settle_mini_size(args.mini_crop_size, args.crop_size, args.enable_multicrop)
     check_views(view_plan(args).views, args.arch, args.batch_size, launch.local, args.gpu)
     names = CheckpointNames(args.output_dir, f"checkpoint_{args.tag}", numbered=True, keep=args.keep)
-    folder, knn = ImageFolder(os.path.join(args.data, "train")), knn_folders(args, launch)
+    folder = ImageFolder(os.path.join(args.data, "train"))
+    knn = knn_folders(args, launch, folder)
     place = check_training(args, launch, folder, names, partial(build, args))
     prepare_output(args, names, launch, place)
     return names, folder, *knn
@@ -137,12 +138,13 @@ def train(run, folder, *folders_of_knn):
     args = run.args
     plan = view_plan(args)
     guess = blind_guess(args.moco_k, len(plan.mini))
-    run.announce([folder, *folders_of_knn], *introduction(run, plan, guess))
+    knn = KnnWhileTraining(run, folders_of_knn)
+    run.announce([folder, *folders_of_knn], *introduction(run, plan, guess), *knn.introduction())
     model, optimizer = build(args, run.device)
     net = run.prepare(model, optimizer, partial(noise_loss, plan, args.precision), fewest=2 * args.bn_splits)
     options = run.loader_options(folder)
     loader = training_loader(folder, plan.views, args.total_batch, args.seed, run.workers, **options)
-    monitor, knn = LearningMonitor(guess, args.moco_k / args.total_batch), KnnWhileTraining(run, folders_of_knn)
+    monitor = LearningMonitor(guess, args.moco_k / args.total_batch)
     for epoch in run.epochs(loader, finisher(plan.views, args.augment_on, run.device), monitor):
         set_lr(optimizer, cosine_lr(args.lr, epoch.number, args.epochs))
         net.train()

@@ -66,7 +66,7 @@ def from_rank_0(value):
 
 
 def copy_from_rank_0(tensors):
-    """Overwrites each of the tensors, whose shapes are equal on every rank, by rank 0's."""
+    """Copies rank 0's values into these tensors on every rank. Their shapes must be equal on all ranks."""
     if is_initialized():
         for x in tensors:
             dist.broadcast(x, src=0)

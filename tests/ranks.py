@@ -124,7 +124,12 @@ class Program:
         late = threading.Event()
         timer = threading.Timer(seconds, lambda: (late.set(), self.kill()))
         timer.start()
-        out, error = self.stdout.read(), self.stderr.read()
+        errors = []  # read at the same time, since a pipe that is full would stop the program
+        reader = threading.Thread(target=lambda: errors.append(self.stderr.read()))
+        reader.start()
+        out = self.stdout.read()
+        reader.join()
+        error = errors[0]
         timer.cancel()
         if late.is_set():
             raise TimeoutError(f"a program did not end within {seconds} s: {out}{error}")

@@ -1,5 +1,6 @@
 """What a run prints when it has finished: how long it took, its last checkpoint, and the command that comes next."""
 
+import os
 import shlex
 import time
 from datetime import timedelta
@@ -19,9 +20,16 @@ def finished(args, started, checkpoint):
 
 
 def knn_classification(args, launch, checkpoint):
-    """The line with the command that classifies by nearest neighbours; arguments as of `linear_classification`."""
-    command = ["python", "-m", "moco.tools.knn", checkpoint, args.knn_data or args.data]
-    return f"next, in minutes, kNN classification: {shlex.join(command)}"
+    """The line with the command that classifies by nearest neighbours; None if there are no validation images.
+
+    Arguments as of `linear_classification`.
+    """
+    data = args.knn_data or args.data
+    if not os.path.isdir(os.path.join(data, "val")):
+        return None
+    return (
+        f"next, kNN classification (takes minutes): {shlex.join(['python', '-m', 'moco.tools.knn', checkpoint, data])}"
+    )
 
 
 def linear_classification(args, launch, checkpoint):

@@ -40,7 +40,8 @@ def known_cause(error):
     if isinstance(error, CLEAR):
         return own_words(error)
     if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return f"the disk is full ({error.strerror}); make room, then start again"
+        where = f"to write {error.filename!r}" if error.filename else f"on the disk or in {SHARED}"
+        return f"there is no space {where} ({error.strerror}); make room, then start again"
     if is_lost_connection(error):
         how = _sentences(LOST_CONNECTION, str(error), 1)
         return f"the connection to another rank was lost: {how}; the messages of the other ranks may say why"

@@ -84,7 +84,7 @@ def _supervise(processes, received, lost, first_rank):
     passed_on, first, since, running = 0, None, math.inf, processes
     while running:
         multiprocessing.connection.wait([process.sentinel for process in running], timeout=0.2)
-        # Before the look for a failure, which then misses none, also if all processes end in this moment.
+        # Updated before the check for failures. Otherwise a failure is missed if all processes end in between.
         running = [process for process in processes if process.exitcode is None]
         for number in received[passed_on:]:
             for process in running:

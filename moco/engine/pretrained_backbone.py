@@ -13,8 +13,8 @@ SOURCE, TARGET = "encoder_q", "encoder_k"
 def encoder_of(checkpoint, path, encoder=SOURCE):
     """One of the two encoders, with its `fc`.
 
-    Names may have the prefixes `module.` and `encoder_q.`, only one of them, or none (a network of its own, which
-    counts as the source encoder).
+    Names may have the prefixes `module.` and `encoder_q.`, only one of them, or none (a plain network, which is
+    taken as the source encoder).
 
     Args:
         checkpoint: a dict with `state_dict`, or a state dict itself. path: for the messages.

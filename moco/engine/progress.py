@@ -16,7 +16,7 @@ class Progress:
 
     Args:
         what: the task, the beginning of each line. total: number of items. unit: what the items are, in the plural.
-        error: whether to print to standard error. A program whose output is read by others needs that.
+        error: whether to print to standard error. Use it if another program reads standard output.
     """
 
     def __init__(self, what, total, unit, error=True):

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import secrets
+from itertools import product
 
 from moco.asymmetry.asym_bn import check_group
 from moco.batchnorm import check_splits
@@ -144,8 +145,8 @@ def prepare_output(args, names, launch, place):
     folder = names.folder
     if not launch.has_rank_0:
         return
-    for split in ("train", "val"):
-        images = os.path.realpath(os.path.join(args.data, split))
+    for data, split in product(filter(None, (args.data, getattr(args, "knn_data", None))), ("train", "val")):
+        images = os.path.realpath(os.path.join(data, split))
         if os.path.commonpath([images, os.path.realpath(folder)]) == images:
             raise ValueError(f"--output-dir {folder!r} lies in {images!r}, among the images; give a folder elsewhere")
     try:

@@ -34,7 +34,7 @@ class Epoch:
         self.loss, self.top1 = AverageMeter("Loss", ":.4e"), AverageMeter("Acc@1", ":6.2f")
         self.top5 = AverageMeter("Acc@5", ":6.2f")
         self.meters, self.statistics = (self.loss, self.top1, self.top5), {}
-        self.started = time.monotonic()
+        self.started, self.saved = time.monotonic(), False
         times = self.timer.batch_time, self.timer.data_time
         self.progress = ProgressMeter(self.length, [*times, *self.meters], f"Epoch: [{number}]")
 
@@ -137,18 +137,23 @@ class Epoch:
         run = self.run
         watchdog.at(self.number, self.length + i, watchdog.STEP)
         if run.stop.asked(i % run.args.print_freq == 0):
-            run.guard.check()
-            run.save_within_epoch(self.number, self.length)
+            if not self.saved:
+                run.guard.check()
+                run.save_within_epoch(self.number, self.length)
             run.leave()
 
     def save_before_evaluation(self):
         """Call before a long evaluation at the end of the epoch, so that no step is lost if it fails.
 
-        Raises FloatingPointError and CheckpointError as `report`.
+        Raises the errors of `report`.
         """
-        self.run.guard.check()
-        if self.start < self.length:
-            self.run.save_within_epoch(self.number, self.length)
+        run = self.run
+        run.guard.check()
+        if self.start < self.length:  # otherwise the run was resumed from this very checkpoint
+            run.save_within_epoch(self.number, self.length)
+        self.saved = True
+        if run.stop.agreed:
+            run.leave()
 
     def save(self, val_acc1=None, knn=None):
         """Call at the end of the epoch: prints and logs its figures and starts to write its checkpoint.

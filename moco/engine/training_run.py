@@ -214,7 +214,7 @@ class Run:
 
         Args:
             next_steps: each called as `next_step(args, launch, checkpoint)` with the path of the last checkpoint;
-                returns a further line, what to do next.
+                returns a further line, what to do next, or None.
 
         Raises:
             CheckpointError: the last checkpoint can't be written.
@@ -232,7 +232,8 @@ class Run:
             where = f"in {best!r}" if os.path.exists(best) else "reached before the resume, in another folder"
             say(f"best validation Acc@1: {self.best_acc1:.3f}, {where}")
         for next_step in next_steps:
-            say(next_step(args, self.launch, self.writer.last))
+            if line := next_step(args, self.launch, self.writer.last):
+                say(line)
 
     def leave(self):
         """Waits until the last checkpoint is written, then raises Stopped, which ends this process."""

@@ -16,8 +16,8 @@ def encode(network, loader, device, precision=None, step_done=lambda images: Non
     Args:
         network: in eval mode on `device`, from N x 3 x size x size, normalised, to N x d.
         loader: a `central_loader`. device, precision: where and in which number format to compute.
-        step_done: called as `step_done(images)` after each step in which every rank has a batch, that is, equally
-            often on every rank, with the number of this rank's images in the step.
+        step_done: called as `step_done(images)`, equally often on every rank: after each step in which all ranks have
+            a batch. `images` is this rank's number of images in it.
 
     Yields:
         (indices, features) for each batch: n (long, on the CPU) and n x d (float32, on `device`). With the loader's

@@ -12,14 +12,16 @@ from moco.distributed import all_gather, copy_to_device, from_all, world_size
 from moco.evaluation.features import encode, encode_all
 from moco.precision import without_tf32
 
-T = 0.07  # temperature of the votes
+K, T = 20, 0.07  # usual number of neighbours; temperature of the votes
 CELLS = 2**22  # similarities that are computed at a time, at 24 bytes each
 NOTHING = torch.iinfo(torch.int64).min  # the key of a neighbour that is not found yet
 LOW = 2**32 - 1  # the lower half of a key
 
 
 class NearestNeighbours:
-    """Finds the k most similar items of a stream for each query; of two equally similar ones, that of lower index.
+    """Finds the k most similar items of a stream for each query.
+
+    If two items are equally similar, the one with the lower index comes first.
 
     Args:
         queries: V x d. Queries and items are compared by cosine similarity, in float32. k: number of neighbours.
@@ -87,7 +89,7 @@ def votes(similarities, labels, classes, k):
 def hits(scores, targets, n):
     """Whether each target is among the n classes with the highest scores.
 
-    Of classes with equal scores, that of lower number comes first. A class without votes is never a hit.
+    If scores are equal, the class with the lower number comes first. A class without votes is never a hit.
 
     Args:
         scores: V x classes. targets: V, long.

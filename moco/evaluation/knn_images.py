@@ -4,16 +4,17 @@ import os
 
 from moco.data.file_list import ImageFolder, check_same_classes
 
-MEMORY = 0.25  # share of a process's memory that the validation features may fill
+# Share of a process's memory that the validation features may fill. For a moment there are three copies of them.
+MEMORY = 0.25
 
 
-def labelled_splits(data):
-    """The ImageFolders (val, train) of the data set in the folder `data`.
+def labelled_splits(data, train=None):
+    """The ImageFolders (val, train) of the data set in the folder `data`; `train` is that of train, if there is one.
 
     Raises:
         OSError: a folder is missing or can't be read. ValueError: val and train have different classes.
     """
-    val, train = (ImageFolder(os.path.join(data, split)) for split in ("val", "train"))
+    val, train = ImageFolder(os.path.join(data, "val")), train or ImageFolder(os.path.join(data, "train"))
     check_same_classes(train, val)
     return val, train
 
@@ -29,6 +30,6 @@ def check_features(val, dim, room):
     size = 4 * dim * len(val)
     if size > MEMORY * room:
         raise ValueError(
-            f"the kNN classification keeps the features of the {len(val)} images of {val.root!r}, {size / 1e9:.1f} "
-            f"GB, in each process, but a process has {room / 1e9:.1f} GB of memory; give fewer validation images"
+            f"the features of the {len(val)} images of {val.root!r} need {size / 1e6:,.1f} MB in each process, more "
+            f"than a quarter of its {room / 1e6:,.1f} MB of memory; give fewer validation images"
         )

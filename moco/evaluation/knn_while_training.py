@@ -8,12 +8,10 @@ from moco.engine.command_line import number
 from moco.engine.progress import Progress
 from moco.engine.size_checks import process_memory
 from moco.evaluation.frozen_backbone import freeze, frozen_copy
-from moco.evaluation.knn import accuracy_line, knn_accuracy
+from moco.evaluation.knn import K, accuracy_line, knn_accuracy
 from moco.evaluation.knn_images import check_features, check_k, labelled_splits
 from moco.loader import central_loader
 from moco.pipe_safe_print import say
-
-K = 20
 
 
 def add_knn_flags(parser):
@@ -26,8 +24,11 @@ def add_knn_flags(parser):
     add("--knn-k", metavar="K", default=K, type=some, help="number of nearest neighbours that vote")
 
 
-def knn_folders(args, launch):
+def knn_folders(args, launch, folder):
     """The ImageFolders (val, train) for the kNN classification; () without --knn-every. Sets `args.knn_images`.
+
+    Args:
+        args: the options. launch: a Launch. folder: the ImageFolder of the pretraining.
 
     Raises:
         ValueError: --knn-every is given, and the images or --knn-k do not fit.
@@ -36,7 +37,7 @@ def knn_folders(args, launch):
     if args.knn_every is None:
         return ()
     try:
-        val, train = labelled_splits(args.knn_data or args.data)
+        val, train = labelled_splits(args.knn_data or args.data, None if args.knn_data else folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"--knn-every needs labelled images: {error}; or give other images by --knn-data") from error
     check_k([args.knn_k], train, "--knn-k")
@@ -54,6 +55,12 @@ class KnnWhileTraining:
 
     def __init__(self, run, folders):
         self.run, self.folders = run, folders
+
+    def introduction(self):
+        """Yields a line that says what will be classified, if something will be."""
+        for val, train in [self.folders] if self.folders else ():
+            args, what = self.run.args, f"the images of {val.root!r} by those of {train.root!r}"
+            yield f"kNN classification: every {args.knn_every} epochs and after the last one, {what}, k = {args.knn_k}"
 
     def measure(self, encoder, epoch):
         """Call before the epoch's checkpoint. A run that is stopped here repeats the classification after the resume.

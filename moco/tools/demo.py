@@ -45,7 +45,8 @@ def demo(folder, epochs=7, images=150, val=50, seed=0):
     """Runs the demo in `folder` and prints a summary.
 
     Args:
-        epochs: of the pretraining. images, val: training and validation images per class. seed: of everything random.
+        epochs: of the pretraining. images, val: training and validation images per class.
+        seed: random seed of the images and of every run.
 
     Returns:
         dict of the figures of the summary: `first_loss`, `last_loss`, and for `knn` and `linear` the pair of
@@ -143,7 +144,7 @@ def main(argv=None):
     parser = Parser(__doc__, __spec__.name)
     help = "folder to work in (default: a new temporary folder)"
     parser.add_argument("--dir", type=output_folder, help=help)
-    parser.add_argument("--seed", metavar="N", type=SEED, default=0, help="random seed of everything")
+    parser.add_argument("--seed", metavar="N", type=SEED, default=0, help="random seed of the images and runs")
     args = parser.parse_args(argv)
     demo(os.path.abspath(args.dir) if args.dir else tempfile.mkdtemp(prefix="asym-siam-demo-"), seed=args.seed)
 

@@ -58,7 +58,7 @@ def main(argv=None):
         for line in (folder.summary(), encoder.summary(args.checkpoint)):
             say(line)
         if {"train", "val"} <= set(folder.classes):
-            say(f"note: the labels will tell the folders of {args.dir!r}, such as train and val, apart")
+            say(f"note: the labels are the folders of {args.dir!r}, such as train and val, not the classes below them")
         start(extract, args, encoder, folder, work)
     kind = "float16" if args.half else "float32"
     say(f"wrote {args.out}: {len(folder):,} x {encoder.dim:,} features, {kind}")

@@ -21,9 +21,8 @@ import json
 from moco.distributed import rank
 from moco.engine.command_line import number
 from moco.engine.size_checks import process_memory
-from moco.evaluation.knn import accuracy_line, knn_accuracy
+from moco.evaluation.knn import K, accuracy_line, knn_accuracy
 from moco.evaluation.knn_images import check_features, check_k, labelled_splits
-from moco.evaluation.knn_while_training import K
 from moco.pipe_safe_print import say
 from moco.tools.internal.encoder_program import EncoderParser, launch_of, start, stop_signals_raise
 

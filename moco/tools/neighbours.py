@@ -56,6 +56,8 @@ def main(argv=None):
         queries, bank = folders(args.dir)
         check_enough(args, queries, bank)
         encoder = parser.open(args)
+        if args.random and not encoder.tensors:
+            raise ValueError("--random shows a random encoder beside a checkpoint; with none, leave it out")
         encoders = [encoder] + [open_encoder("none", encoder.arch, encoder.crop_size)] * args.random
     except (OSError, ValueError) as error:
         parser.error(error)
@@ -128,19 +130,19 @@ def picture(panels, names, queries, bank, chosen, crop_size):
     left = [MARGIN + step + MARGIN + i * (wide + 2 * MARGIN) for i in range(len(panels))]
     top, width = MARGIN + LINE + GAP, left[-1] + wide + MARGIN
     sheet = Image.new("RGB", (width, top + len(chosen) * (step + LINE) + MARGIN), PAPER)
-    draw, views = ImageDraw.Draw(sheet), (CentralViews(queries, crop_size), CentralViews(bank, crop_size))
+    pen, views = ImageDraw.Draw(sheet), (CentralViews(queries, crop_size), CentralViews(bank, crop_size))
     for x, name in zip((MARGIN, *left), ("query", *names), strict=False):
-        draw.text((x, MARGIN), fitted(name, wide, font), INK, font)
+        pen.text((x, MARGIN), fitted(name, wide, font), INK, font)
     for row, i in enumerate(chosen):
         y = top + row * (step + LINE)
         sheet.paste(thumbnail(views[0][i][0]), (MARGIN, y))
-        draw.rectangle((MARGIN, y, MARGIN + SIDE - 1, y + SIDE - 1), outline=QUERY, width=3)
+        pen.rectangle((MARGIN, y, MARGIN + SIDE - 1, y + SIDE - 1), outline=QUERY, width=3)
         for x, panel in zip(left, panels, strict=True):
             for column, (similarity, j) in enumerate(panel[row]):
                 place = x + column * step
                 sheet.paste(thumbnail(views[1][j][0]), (place, y))
-                same = class_of(bank, j) is not None and class_of(bank, j) == class_of(queries, i)
-                draw.text((place, y + SIDE + 2), f"{similarity:.3f}", SAME if same else INK, font)
+                same_class = class_of(bank, j) is not None and class_of(bank, j) == class_of(queries, i)
+                pen.text((place, y + SIDE + 2), f"{similarity:.3f}", SAME if same_class else INK, font)
     return sheet
 
 

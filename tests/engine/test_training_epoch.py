@@ -61,5 +61,5 @@ def test_the_lines_of_a_run(runs):
     assert [(int(n), round(float(loss), 3)) for n, loss, _ in ends] == [(i, round(x, 3)) for i, x in enumerate(logged)]
     *_, finished, quick, following = log.splitlines()
     assert finished.startswith("finished: 2 epochs, 0:00:") and finished.endswith(f"checkpoint: {ends[1][2]!r}")
-    assert quick.startswith("next, in minutes, kNN classification: python -m moco.tools.knn ")
+    assert quick.startswith("next, kNN classification (takes minutes): python -m moco.tools.knn ")
     assert following.startswith("next, linear classification: python main_lincls.py --lars -a resnet18")

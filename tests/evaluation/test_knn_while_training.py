@@ -95,7 +95,7 @@ def test_a_stop_within_the_classification_loses_nothing(imagenet, plain, tmp_pat
     assert code == 143 and "checkpoint__last.pth.tar' is written" in out and not logged(tmp_path)
     middle = torch.load(tmp_path / "checkpoint__last.pth.tar", weights_only=True)
     assert (middle["epoch"], middle["step"]) == (0, 4)
-    code, out, error = call(main_moco.main, *flags, "--resume", "auto")
+    code, _, error = call(main_moco.main, *flags, "--resume", "auto", "--knn-k", 7, "--knn-data", imagenet)
     assert code == 0, error
     assert list(logged(tmp_path)) == [0, 1, 2]
     assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(tmp_path).items())
@@ -133,7 +133,7 @@ def test_unlabelled_images_take_other_data(imagenet, unlabelled, tmp_path, monke
     code, out, error = call(main_moco.main, *flags, "--knn-data", imagenet)
     assert code == 0, error
     assert logged(tmp_path)[0] == pytest.approx(accuracy_of(imagenet, tmp_path, 0), abs=1e-9)
-    assert f"next, in minutes, kNN classification: python -m moco.tools.knn {tmp_path}/checkpoint__0000" in out
+    assert f"next, kNN classification (takes minutes): python -m moco.tools.knn {tmp_path}/checkpoint__0000" in out
     assert f"pth.tar {imagenet}\n" in out
 
 
@@ -166,9 +166,9 @@ def test_what_it_refuses(flags, message, imagenet, tmp_path, call):
 
 def test_features_that_fill_the_memory_are_refused(imagenet):
     val = ImageFolder(imagenet / "val")
-    check_features(val, 512, 36 * 512 * 4 * 4)
-    with pytest.raises(ValueError, match=r"features of the 36 images of '.*/val', 0\.0 GB, in each process, but a"):
-        check_features(val, 512, 36 * 512 * 4 * 4 - 1)
+    check_features(val, 10**6, 36 * 10**6 * 4 * 4)
+    with pytest.raises(ValueError, match=r"36 images of '.*/val' need 144\.0 MB in each process, .* of its 576\.0 MB"):
+        check_features(val, 10**6, 36 * 10**6 * 4 * 4 - 1)
 
 
 def test_flags_without_effect_are_named(imagenet, tmp_path, call):

@@ -13,9 +13,9 @@ import torch
 from torchvision import models
 
 from moco.builder import add_projector
-from moco.engine import progress
 from moco.tools import extract
 from tests.tools.conftest import ARCH, CLOSE
+from tests.tools.frequent_progress import often
 
 
 def load(out):
@@ -103,10 +103,6 @@ def test_two_processes_write_the_same(out, workers, steps, checkpoints, imagenet
     np.testing.assert_allclose(shared["features"], alone["features"], **CLOSE)
 
 
-def often():
-    progress.INTERVAL = 0
-
-
 ODD = ["with space/a b.jpg", "a/ü€.jpg", os.fsdecode(b"a/\xff\xfe.jpg"), "a/z\nz.jpg"]
 
 
@@ -126,9 +122,7 @@ def test_odd_names(checkpoints, imagenet, tmp_path, feature_of, call, refused):
 
 def test_train_and_val_as_classes_are_noted(checkpoints, imagenet, tmp_path, call):
     code, text, _ = call(extract.main, checkpoints["own"], imagenet, "--out", tmp_path / "f.npz", "-j", 0)
-    assert (
-        code == 0 and f"note: the labels will tell the folders of '{imagenet}', such as train and val, apart" in text
-    )
+    assert code == 0 and f"note: the labels are the folders of '{imagenet}', such as train and val, not" in text
 
 
 def earlier(folder):
@@ -214,7 +208,8 @@ def test_a_full_disk(out, what, checkpoints, imagenet, tmp_path, call, monkeypat
     words = [checkpoints["own"], imagenet / "val", "-j", 0, "--out", tmp_path / out]
     code, text, error = call(extract.main, *words)
     assert code == 1 and "wrote" not in text
-    assert error == "error: the disk is full (No space left on device); make room, then start again\n"
+    why = "there is no space on the disk or in /dev/shm (No space left on device)"
+    assert error == f"error: {why}; make room, then start again\n"
     assert content(tmp_path) == before and not list(tmp_path.glob(".*"))
 
 

@@ -13,6 +13,7 @@ from moco.evaluation.pretrained_encoder import open_encoder
 from moco.loader import central_loader
 from moco.tools import knn
 from tests.tools.conftest import ARCH
+from tests.tools.frequent_progress import often
 
 LINE = re.compile(r"^ \* kNN Acc@1 (\d+\.\d{3}) Acc@5 (\d+\.\d{3}) k (\d+)$", re.M)
 
@@ -68,15 +69,10 @@ def test_two_processes_say_the_same_once(checkpoints, imagenet, encoder, run_too
     assert error == "kNN: 36 of 132 images (27%), 0:00:00 left\n"
 
 
-def often():
-    """Makes progress print in each step."""
-    progress.INTERVAL = 0
-    progress.timedelta = lambda seconds: "0:00:00"
-
-
 def test_progress_goes_to_standard_error(checkpoints, imagenet, call, monkeypatch):
     monkeypatch.setattr(progress, "INTERVAL", 0)
     code, out, error = call(knn.main, checkpoints["own"], imagenet, "-j", 0, "-b", 32)
+    error = re.sub(r"checking .*\n", "", error)
     assert code == 0 and "images (" not in out
     done = [32, 36, 68, 100]  # of val, then of train; of the end there is no line
     shares = re.findall(r"^kNN: (\d+) of 132 images \(\d+%\), \d:\d\d:\d\d left$", error, re.M)
@@ -134,5 +130,5 @@ def test_flags_that_it_refuses(flags, message, checkpoints, imagenet, refused):
 
 def test_features_that_fill_the_memory_are_refused(checkpoints, imagenet, refused, monkeypatch):
     monkeypatch.setattr(knn, "process_memory", lambda processes: 1000 // processes)
-    message = f"the features of the 36 images of '{imagenet}/val', 0.0 GB, in each process, but a process has 0.0 GB"
+    message = f"the features of the 36 images of '{imagenet}/val' need 0.1 MB in each process, more than a quarter"
     refused("knn", [checkpoints["own"], imagenet, "--nproc", 2], message)

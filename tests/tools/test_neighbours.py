@@ -12,11 +12,11 @@ import torchvision.transforms.functional as TF
 from PIL import Image, ImageFont
 
 from moco.data.file_list import ImageFolder
-from moco.engine import progress
 from moco.evaluation.pretrained_encoder import open_encoder
 from moco.tools import neighbours
 from moco.tools.neighbours import GAP, LINE, MARGIN, QUERY, SAME, SIDE
 from tests.tools.conftest import ARCH
+from tests.tools.frequent_progress import often
 
 
 def similarities(feature_of, queries, bank, **how):
@@ -142,10 +142,6 @@ def test_a_long_name_is_shortened_to_its_end():
     assert neighbours.fitted("checkpoint__0001.pth.tar", 300, font) == "checkpoint__0001.pth.tar"
     short = neighbours.fitted("checkpoint_with_a_long_tag_0001.pth.tar", 106, font)
     assert short.startswith("...") and short.endswith("_0001.pth.tar") and font.getlength(short) <= 106
-
-
-def often():
-    progress.INTERVAL = 0
 
 
 def test_two_processes_draw_the_same(checkpoints, imagenet, tmp_path, call, run_tool):

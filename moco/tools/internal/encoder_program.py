@@ -44,7 +44,7 @@ class EncoderParser(Parser):
         add("dir", metavar="DIR", help=dir_help)
         help = f"network (default: that of the checkpoint; for none: {ARCH})"
         add("-a", "--arch", metavar="ARCH", choices=architectures(), help=help)
-        help = f"side of the network's input images (default: that of the checkpoint if it says it, else {CROP_SIZE})"
+        help = f"side of the network's input images (default: the checkpoint's, or {CROP_SIZE} if it names none)"
         add("--crop-size", metavar="PX", type=some, help=help)
         add("-b", "--batch-size", metavar="N", type=some, default=256, help="images per step over all processes")
         help = "number of data workers, at most one per CPU core"
@@ -87,8 +87,8 @@ def start(work, args, encoder, *rest):
     Raises:
         SystemExit: a process failed (code 1), or a signal ended it (code 143).
     """
-    # Pickled here, since torch would send each tensor through a file of its own in the shared memory. That is small in
-    # containers, and a large network has more tensors than a process may open files.
+    # Pickled here, since torch would send each tensor through a file of its own in the shared memory. That memory is
+    # small in a container, and a large network has more tensors than a process may open files.
     start_processes(_one_process, launch_of(args), pickle.dumps((work, args, encoder, rest)))
 
 

@@ -10,7 +10,7 @@ WHOLE_EPOCH = math.inf  # the step of a line about an epoch, which follows the l
 
 
 class LoggedRun:
-    """What a log says about one run. What was trained twice, before and after a resume, is kept once: the later part.
+    """What a log says about one run. If a resume repeats steps, only the later lines are kept.
 
     Args:
         id: of the run. path: of the log.
