@@ -1,6 +1,6 @@
 """Demo: pretraining on a small fake ImageNet, and what its result is worth, beside a random encoder.
 
-    python -m moco.tools.demo [--dir DIR]
+    python -m moco.tools.demo [--dir DIR] [--epochs 7] [--seed 0]
 
 It calls the scripts and tools as a user would, and prints each command before it runs it: pretraining, kNN, linear
 classification, and, of the result, curves, nearest neighbours, and an export that is loaded again. One process runs on
@@ -24,7 +24,7 @@ import tempfile
 import time
 from datetime import timedelta
 
-from moco.engine.command_line import SEED, Parser, output_folder
+from moco.engine.command_line import SEED, Parser, number, output_folder
 from moco.tools.fake_imagenet import CLASSES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -41,7 +41,7 @@ model = torchvision.models.{arch}()
 print(model.load_state_dict(torch.load({path!r}, weights_only=True), strict=False))"""
 
 
-def demo(folder, epochs=7, images=150, val=50, seed=0):
+def demo(folder, epochs, images=150, val=50, seed=0):
     """Runs the demo in `folder` and prints a summary.
 
     Args:
@@ -144,9 +144,11 @@ def main(argv=None):
     parser = Parser(__doc__, __spec__.name)
     help = "folder to work in (default: a new temporary folder)"
     parser.add_argument("--dir", type=output_folder, help=help)
+    parser.add_argument("--epochs", metavar="N", type=number(int, 1), default=7, help="epochs of the pretraining")
     parser.add_argument("--seed", metavar="N", type=SEED, default=0, help="random seed of the images and runs")
     args = parser.parse_args(argv)
-    demo(os.path.abspath(args.dir) if args.dir else tempfile.mkdtemp(prefix="asym-siam-demo-"), seed=args.seed)
+    folder = os.path.abspath(args.dir) if args.dir else tempfile.mkdtemp(prefix="asym-siam-demo-")
+    demo(folder, args.epochs, seed=args.seed)
 
 
 if __name__ == "__main__":
