@@ -8,6 +8,7 @@ features, and only the k best of each are remembered.
 import torch
 import torch.nn.functional as F
 
+from moco.data.passed_over_files import plural
 from moco.distributed import all_gather, copy_to_device, from_all, world_size
 from moco.evaluation.features import encode, encode_all
 from moco.precision import without_tf32
@@ -130,6 +131,11 @@ def knn_accuracy(network, dim, val_loader, train_loader, ks, device, precision=N
             scores = votes(similarity, label, len(train.classes), k)
             row += torch.stack([hits(scores, target, n).sum() for n in (1, 5)])
     return [tuple(row) for row in (100 * found / max(len(queries), 1)).tolist()], left_out
+
+
+def left_out_line(images):
+    """The line of the log about images that can't be decoded; `images` is their number."""
+    return f"note: the kNN classification leaves out {plural(images, 'image')} that can't be decoded"
 
 
 def accuracy_line(k, acc1, acc5):

@@ -8,7 +8,7 @@ from moco.engine.command_line import number
 from moco.engine.progress import Progress
 from moco.engine.size_checks import process_memory
 from moco.evaluation.frozen_backbone import freeze, frozen_copy
-from moco.evaluation.knn import K, accuracy_line, knn_accuracy
+from moco.evaluation.knn import K, accuracy_line, knn_accuracy, left_out_line
 from moco.evaluation.knn_images import check_features, check_k, labelled_splits
 from moco.loader import central_loader
 from moco.pipe_safe_print import say
@@ -94,5 +94,5 @@ class KnnWhileTraining:
         if rank() == 0:
             say(accuracy_line(args.knn_k, acc1, acc5))
             if left_out:
-                say(f"note: {left_out} images of the kNN classification can't be decoded; they are left out")
+                say(left_out_line(left_out))
         return {"knn_acc1": acc1, "knn_acc5": acc5}

@@ -21,7 +21,7 @@ import json
 from moco.distributed import rank
 from moco.engine.command_line import number
 from moco.engine.size_checks import process_memory
-from moco.evaluation.knn import K, accuracy_line, knn_accuracy
+from moco.evaluation.knn import K, accuracy_line, knn_accuracy, left_out_line
 from moco.evaluation.knn_images import check_features, check_k, labelled_splits
 from moco.pipe_safe_print import say
 from moco.tools.internal.encoder_program import EncoderParser, launch_of, start, stop_signals_raise
@@ -33,6 +33,8 @@ def main(argv=None):
     )
     help = f"numbers of nearest neighbours that vote, one result each; give them after DIR (default: {K})"
     parser.add_argument("--k", metavar="K", nargs="+", type=number(int, 1), help=help)
+    help = "what to do if an image can't be decoded: end, or leave it out"
+    parser.add_argument("--on-bad-image", choices=["stop", "skip"], default="stop", help=help)
     parser.add_argument("--json", action="store_true", help="print the result as JSON, too, in the last line")
     args = parser.parse_args(argv)
     args.k = args.k or [K]
@@ -52,14 +54,18 @@ def main(argv=None):
 def classify(encoding, val, train):
     """Classifies in one process; rank 0 prints the result."""
     args, encoder = encoding.args, encoding.encoder
-    loaders = [encoding.loader(folder, "kNN") for folder in (val, train)]
+    loaders = [encoding.loader(folder, "kNN", args.on_bad_image == "skip") for folder in (val, train)]
     done = encoding.progress("kNN", *loaders)
-    accuracies, _ = knn_accuracy(encoder.network, encoder.dim, *loaders, args.k, encoding.device, step_done=done)
+    accuracies, left_out = knn_accuracy(
+        encoder.network, encoder.dim, *loaders, args.k, encoding.device, step_done=done
+    )
     if rank() != 0:
         return
     results = [{"k": k, "acc1": acc1, "acc5": acc5} for k, (acc1, acc5) in zip(args.k, accuracies, strict=True)]
     for result in results:
         say(accuracy_line(**result))
+    if left_out:
+        say(left_out_line(left_out))
     if args.json:
         say(json.dumps({**results[0], "results": results}))
 

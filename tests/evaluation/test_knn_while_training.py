@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import main_moco
 from moco.data.file_list import ImageFolder
@@ -17,7 +18,7 @@ from moco.evaluation.frozen_backbone import freeze
 from moco.evaluation.knn import knn_accuracy
 from moco.evaluation.knn_images import check_features
 from moco.loader import central_loader
-from tests.ranks import run_script
+from tests.ranks import run_ranks, run_script, script_in_rank
 from tests.tiny_net import TinyNet, use_tiny_net
 
 LINE = re.compile(r"^ \* kNN Acc@1 (\d+\.\d{3}) Acc@5 (\d+\.\d{3}) k 5$", re.M)
@@ -101,6 +102,29 @@ def test_a_stop_within_the_classification_loses_nothing(imagenet, plain, tmp_pat
     assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(tmp_path).items())
 
 
+def stopped_rank(words):
+    """One of two ranks; the other one gets a signal when the classification begins. Returns the exit code."""
+    if dist.get_rank() == 1:
+        classify = knn_while_training.knn_accuracy
+
+        def signalled(*args):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.2)
+            return classify(*args)
+
+        knn_while_training.knn_accuracy = signalled
+    try:
+        script_in_rank(main_moco, words, tiny=True)
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_a_stop_of_one_rank_stops_all_within_the_classification(imagenet, tmp_path):
+    assert run_ranks(stopped_rank, 2, words(imagenet, tmp_path, "--knn-every", 2, "--knn-k", 5)) == [143, 143]
+    middle = torch.load(tmp_path / "checkpoint__last.pth.tar", weights_only=True)
+    assert (middle["epoch"], middle["step"]) == (1, 4) and not logged(tmp_path)
+
+
 def test_a_classification_that_fails_loses_nothing(imagenet, tmp_path, monkeypatch, call):
     use_tiny_net(main_moco, monkeypatch)
     monkeypatch.setattr(knn_while_training, "knn_accuracy", lambda *_: 1 / 0)
@@ -148,7 +172,7 @@ def test_broken_images_with_skip(imagenet, tmp_path, monkeypatch, call):
     assert call(main_moco.main, *flags)[0] == 1
     assert torch.load(tmp_path / "checkpoint__last.pth.tar", weights_only=True)["step"] == 4
     code, out, error = call(main_moco.main, *flags, "--on-bad-image", "skip")
-    assert code == 0 and "note: 12 images of the kNN classification can't be decoded; they are left out" in out, error
+    assert code == 0 and "note: the kNN classification leaves out 12 images that can't be decoded" in out, error
 
 
 @pytest.mark.parametrize(

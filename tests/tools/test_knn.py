@@ -40,7 +40,7 @@ def test_the_figures_are_those_of_the_checkpoint(kind, checkpoints, imagenet, en
     assert (code, error) == (0, "")
     result = expected(encoder, imagenet, [1, 5, 20])
     check(out, result)
-    assert len({r["acc1"] for r in result["results"]}) > 1 and 0 < result["acc1"] < 100
+    assert len({r["acc1"] for r in result["results"]}) > 1  # so that a wrong k would be noticed
     tensors = len(encoder.state_dict())
     assert out.splitlines()[:3] == [
         f"images: 96 of 12 classes in '{imagenet}/train'",
@@ -86,9 +86,12 @@ def test_a_broken_image_ends_it(nproc, checkpoints, imagenet, tmp_path, run_tool
         (tmp_path / path.relative_to(imagenet)).write_bytes(path.read_bytes())
     bad = tmp_path / "train" / "star_dots" / "0003.jpg"
     bad.write_bytes(b"no image")
-    code, out, error = run_tool("knn", checkpoints["own"], tmp_path, "-j", nproc - 1, "--nproc", nproc)
+    words = ["knn", checkpoints["own"], tmp_path, "-j", nproc - 1, "--nproc", nproc]
+    code, out, error = run_tool(*words)
     assert code == 1 and "kNN Acc" not in out and error.count("\n") == 1
     assert f"error: can't decode the image '{bad}'" in error
+    code, out, error = run_tool(*words, "--on-bad-image", "skip")
+    assert code == 0 and "note: the kNN classification leaves out 1 image that can't be decoded\n" in out, error
 
 
 def one_class_less(root):

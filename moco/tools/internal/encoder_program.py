@@ -143,13 +143,15 @@ class Encoding:
     args: object
     encoder: object
 
-    def loader(self, folder, purpose):
-        """The `central_loader` of this process's share of an ImageFolder; `purpose` is a word for messages."""
+    def loader(self, folder, purpose, skip_bad=False):
+        """The `central_loader` of this process's share of an ImageFolder; `purpose` and `skip_bad` as there."""
         local = world_size()
         workers = workers_per_process(self.args.workers, local)
         room = BATCHES_OF_MEMORY * memory() // local
         batch = self.args.batch_size // local
-        return central_loader(folder, self.encoder.crop_size, batch, workers, room, purpose, persistent=False)
+        return central_loader(
+            folder, self.encoder.crop_size, batch, workers, room, purpose, skip_bad, persistent=False
+        )
 
     def progress(self, what, *loaders):
         """The function `step_done` for `encode`; rank 0 prints to standard error how far all processes are together.
