@@ -58,9 +58,8 @@ class Parser(argparse.ArgumentParser):
         """Exits with code 2; only the first process of this node prints the message."""
         line = " ".join(str(message).split())
         if line.startswith("the following arguments are required"):
-            names = {"/".join(action.option_strings) or action.metavar: action for action in self._actions}
-            missing = names[line.partition(": ")[2].split(", ")[0]]
-            name = missing.metavar if not missing.option_strings else missing.option_strings[0]
+            name = line.partition(": ")[2].split(", ")[0]
+            missing = next(x for x in self._actions if name == ("/".join(x.option_strings) or x.metavar or x.dest))
             line = f"{name} is missing; give the {missing.help}; for example: {self.example}"
         if not os.environ.get("LOCAL_RANK", "").lstrip("0").isdecimal():
             print(f"{self.prog}: error: {line}", file=sys.stderr, flush=True)

@@ -65,10 +65,9 @@ def test_its_progress_is_not_in_the_table(monkeypatch, impatient, call):
     for name in ("our_step", "the_originals_step"):
         monkeypatch.setattr(bench_step, name, lambda *_: lambda: None)
     monkeypatch.setattr(bench_step, "encoder_flops", lambda *_: 1)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # these are set, and then restored
-    for name in ("recompile_limit", "fail_on_recompile_limit_hit"):
-        monkeypatch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
-    code, out, error = call(bench_step.main, *TINY, "--enable-scalemix", "--json")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # the program sets it, and this restores it
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):  # as above
+        code, out, error = call(bench_step.main, *TINY, "--enable-scalemix", "--json")
     assert code == 0 and "rounds" not in out.partition("\ncost:")[0]
     assert [row["ours"] for row in json.loads(out.splitlines()[-1])["rows"]] == [8, 8]
     lines = error.splitlines()
