@@ -116,14 +116,14 @@ def memory_of_epochs(*words):
     """
     epochs, save = [], Epoch.save
 
-    def measured(epoch, *args):
+    def measured(epoch, *args, **figures_of_epoch):
         figures = {"resident": peak_resident(lambda: None)}
         if torch.cuda.is_available():
             figures["reserved"] = torch.cuda.max_memory_reserved()
             figures["allocated"] = torch.cuda.max_memory_allocated()
             torch.cuda.reset_peak_memory_stats()
         epochs.append(figures)
-        save(epoch, *args)
+        save(epoch, *args, **figures_of_epoch)
 
     Epoch.save = measured
     main_moco.main(words)
