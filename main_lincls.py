@@ -23,7 +23,7 @@ from moco.engine.checkpoint_names import CheckpointNames
 from moco.engine.checkpoint_resume import check_resume
 from moco.engine.command_line import Parser
 from moco.engine.meters import accuracy
-from moco.engine.pretrained_backbone import backbone_for
+from moco.engine.pretrained_backbone import backbone_for, crop_size_note
 from moco.engine.shared_flags import add_shared
 from moco.engine.size_checks import check_views
 from moco.engine.startup_checks import cap_batch, check_training, parse_and_check, prepare_output
@@ -89,7 +89,7 @@ def check_source(evaluate, resume, pretrained):
         )
     if not pretrained and not resume:
         raise ValueError(
-            "no --pretrained and no --resume with a checkpoint; give one, or --pretrained none for random weights"
+            "a backbone is needed; give --pretrained FILE, --resume FILE, or --pretrained none for random weights"
         )
 
 
@@ -126,9 +126,11 @@ def load_backbone(model, path, args):
         return [note] * bool(path)
     if path == "none":
         return ["pretrained: none, so the backbone is random"]
-    backbone = backbone_for(model, read_on_all_ranks(path), path, args.arch)
+    checkpoint = read_on_all_ranks(path)
+    backbone = backbone_for(model, checkpoint, path, args.arch)
     model.load_state_dict(backbone, strict=False)
-    return [f"pretrained: {len(backbone)} tensors of {path!r}, the whole backbone"]
+    note = crop_size_note(checkpoint, path, args.crop_size)
+    return [f"pretrained: {len(backbone)} tensors of {path!r}, the whole backbone", *note]
 
 
 def introduction(model, classes, args):

@@ -153,7 +153,7 @@ def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(image
 
 
 def test_auto_that_finds_nothing_needs_a_backbone(imagenet, tmp_path, capsys):
-    for more, message in (([], "no --pretrained and no --resume"), (["-e"], "--evaluate needs --resume")):
+    for more, message in (([], "a backbone is needed; give --pretrained FILE"), (["-e"], "--evaluate needs --resume")):
         with pytest.raises(SystemExit) as stop:
             main_lincls.main(words(imagenet, tmp_path, "--resume", "auto", *more))
         assert stop.value.code == 2 and message in capsys.readouterr().err

@@ -31,7 +31,8 @@ def missing(path):
     """What to say of a path that is not the path of a file."""
     folder, name = os.path.split(path)
     if os.path.isdir(path):
-        files = sorted(file for file in _names_in(path) if ".pth" in file)
+        files = [file for file in _names_in(path) if ".pth" in file]
+        files.sort(key=lambda file: (re.search(r"_\d{4,}\.pth", file) is not None, file))  # those of epochs at the end
         example = f", such as {files[-1]!r} in it" if files else ""
         return f"the checkpoint {path!r} is a folder; give a file{example}"
     if os.path.exists(path):

@@ -142,8 +142,8 @@ def output_file(*extensions):
     def convert(text):
         folder = os.path.dirname(text) or "."
         if not text.lower().endswith(extensions) or os.path.isdir(text):
-            names = ", ".join(extensions)
-            raise argparse.ArgumentTypeError(f"{text!r} is no file to write; give a name that ends in one of {names}")
+            names = " or ".join(extensions)
+            raise argparse.ArgumentTypeError(f"{text!r} is no file to write; give a name that ends in {names}")
         if not os.path.isdir(folder):
             raise argparse.ArgumentTypeError(f"{text!r} can't be written: {folder!r} is no folder; make it first")
         return _writable(text, text if os.path.exists(text) else folder)

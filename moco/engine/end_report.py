@@ -20,12 +20,12 @@ def finished(args, started, checkpoint):
 
 
 def knn_classification(args, launch, checkpoint):
-    """The line with the command that classifies by nearest neighbours; None if there are no validation images.
+    """The line with the command that classifies by nearest neighbours; None if it is done, or if there is no val/.
 
     Arguments as of `linear_classification`.
     """
     data = args.knn_data or args.data
-    if not os.path.isdir(os.path.join(data, "val")):
+    if args.knn_every or not os.path.isdir(os.path.join(data, "val")):
         return None
     return (
         f"next, kNN classification (takes minutes): {shlex.join(['python', '-m', 'moco.tools.knn', checkpoint, data])}"

@@ -69,6 +69,14 @@ def backbone_for(model, checkpoint, path, arch, encoder=SOURCE):
     return backbone
 
 
+def crop_size_note(checkpoint, path, crop_size):
+    """A list with the note for the log that a checkpoint was pretrained at another --crop-size; else an empty list."""
+    trained = checkpoint.get("options", {}).get("crop_size", crop_size)
+    if trained == crop_size:
+        return []
+    return [f"note: {path!r} was pretrained with --crop-size {trained}, but --crop-size is {crop_size} here"]
+
+
 def shapes_of(model):
     """The shapes of all tensors of a network except those of `fc`, by name."""
     return {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("fc.")}
@@ -77,7 +85,8 @@ def shapes_of(model):
 def misfit(backbone, shapes):
     """How a dict of tensors, `backbone`, differs from the `shapes_of` a network, in words; None if it fits."""
     if not shapes.keys() & backbone.keys():
-        return "matches no tensor of the backbone"
+        found, expected = next(iter(backbone), "no tensor"), next(iter(shapes))
+        return f"matches no tensor of the backbone: its names are like {found:.60}, not like {expected}"
     for name in sorted(shapes.keys() - backbone.keys()):
         # Files of very old torch releases lack the counters of batch normalisation, which have no effect here.
         if not name.endswith("num_batches_tracked"):

@@ -6,6 +6,7 @@ in DistributedDataParallel, and saves, logs and stops the run.
 
 import math
 import os
+import shlex
 import time
 from contextlib import ExitStack
 
@@ -180,6 +181,8 @@ class Run:
         self.log.write_start(args, self.device, self.place)
         curves = args.output_dir if args.tensorboard and rank() == 0 else None
         self.tensorboard = TensorBoardLog(curves, args.run, len(loader), self.place)
+        if curves:
+            say(f"curves: tensorboard --logdir {shlex.quote(os.path.join(curves, 'tensorboard'))}")
         self.stop = self.exits.enter_context(StopListener(args.print_freq))
         self.writer = self.exits.enter_context(BackgroundWriter(args.resume))
         self.guard = NonfiniteGuard(loader, self.optimizer, self.writer.last_path)

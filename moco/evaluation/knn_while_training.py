@@ -39,7 +39,10 @@ def knn_folders(args, launch, folder):
     try:
         val, train = labelled_splits(args.knn_data or args.data, None if args.knn_data else folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--knn-every needs labelled images: {error}; or give other images by --knn-data") from error
+        way_out = "" if args.knn_data else "; or give other images by --knn-data"
+        raise ValueError(
+            f"{'--knn-data' if args.knn_data else '--knn-every'} needs labelled images: {error}{way_out}"
+        ) from error
     check_k([args.knn_k], train, "--knn-k")
     check_features(val, freeze(meta_network(args.arch))[1], process_memory(launch.local, args.gpu))
     args.knn_images = [len(val), len(train)]
@@ -59,8 +62,10 @@ class KnnWhileTraining:
     def introduction(self):
         """Yields a line that says what will be classified, if something will be."""
         for val, train in [self.folders] if self.folders else ():
-            args, what = self.run.args, f"the images of {val.root!r} by those of {train.root!r}"
-            yield f"kNN classification: every {args.knn_every} epochs and after the last one, {what}, k = {args.knn_k}"
+            args, n = self.run.args, self.run.args.knn_every
+            when = "after each epoch" if n == 1 else f"after every {n} epochs and after the last one"
+            what = f"images of {val.root!r} by those of {train.root!r}"
+            yield f"kNN (k = {args.knn_k}) classifies {what} {when}"
 
     def measure(self, encoder, epoch):
         """Call before the epoch's checkpoint. A run that is stopped here repeats the classification after the resume.

@@ -1,10 +1,10 @@
 """Demo: pretraining on a small fake ImageNet, and what its result is worth, beside a random encoder.
 
-    python -m moco.tools.demo [--dir DIR] [--epochs 7] [--seed 0]
+    python -m moco.tools.demo [--dir DIR] [--epochs 6] [--seed 0]
 
-It calls the scripts and tools as a user would, and prints each command before it runs it: pretraining, kNN, linear
-classification, and, of the result, curves, nearest neighbours, and an export that is loaded again. One process runs on
-one GPU or on the CPU. Its batch normalisation works on two groups of images, as on two GPUs.
+It calls the scripts and tools as a user would, and prints each command: pretraining, kNN, linear classification, and,
+of the result, curves, nearest neighbours, and an export that is loaded again. The pretraining runs in one process, on
+one GPU or on the CPU. Of the programs after it, two run at a time; the output of each is printed when it has ended.
 """
 
 import sys
@@ -22,9 +22,11 @@ import shlex
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from moco.engine.command_line import SEED, Parser, number, output_folder
+from moco.engine.launch_plan import cores
 from moco.tools.fake_imagenet import CLASSES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -32,16 +34,16 @@ K = 512
 ARCH, SIZE = "resnet18", "48"
 SHARED = ["-a", ARCH, "--crop-size", SIZE, "-b", "32", "--augment-on", "device"]
 # A few hundred steps need a faster target and a lower temperature than the paper's 150,000.
-PRETRAINING = ["--lr", "0.015", "--moco-k", str(K), "--moco-m", "0.99", "--moco-t", "0.1", "--bn-splits", "2"]
-DESIGNS = ["--enable-asym-bn"]
-LINEAR = ["--lr", "0.2", "--epochs", "1"]  # LARS, which the paper uses, needs more steps
+PRETRAINING = ["--lr", "0.015", "--moco-k", str(K), "--moco-m", "0.99", "--moco-t", "0.1"]
+DESIGNS = ["--enable-asym-aug"]
+LINEAR = ["--lr", "0.05", "--epochs", "1"]  # LARS, which the paper uses, needs more steps
 RANDOM = "none"
 LOAD = """import torch, torchvision
 model = torchvision.models.{arch}()
 print(model.load_state_dict(torch.load({path!r}, weights_only=True), strict=False))"""
 
 
-def demo(folder, epochs, images=150, val=50, seed=0):
+def demo(folder, epochs, images=200, val=50, seed=0):
     """Runs the demo in `folder` and prints a summary.
 
     Args:
@@ -60,32 +62,32 @@ def demo(folder, epochs, images=150, val=50, seed=0):
 
     heading(2, "pretraining, without labels")
     pretraining = run(
-        *("main_moco.py", *shared, *PRETRAINING, "--epochs", epochs, "--keep", "1"),
-        *("--knn-every", (epochs + 1) // 2, *DESIGNS, "--output-dir", folder, data),
+        *("main_moco.py", *shared, *PRETRAINING, *DESIGNS, "--epochs", epochs, "--keep", "1"),
+        *("--knn-every", epochs, "--output-dir", folder, data),
     )
     losses, knn = epoch_losses(pretraining), [float(re.findall(r"\* kNN Acc@1 ([\d.]+)", pretraining)[-1])]
     checkpoint = os.path.join(folder, f"checkpoint__{epochs - 1:04d}.pth.tar")
 
-    heading(3, "kNN classification by a random encoder, to compare it with that of the pretrained one above")
-    words = [RANDOM, data, "--arch", ARCH, "--crop-size", SIZE, "--json"]
-    knn.append(json.loads(run("-m", "moco.tools.knn", *words).splitlines()[-1])["acc1"])
-
-    heading(4, "linear classification on the pretrained and on a random encoder")
-    linear = [
-        best_accuracy(run("main_lincls.py", *shared, *LINEAR, "--pretrained", encoder, "--output-dir", output, data))
-        for encoder, output in ((checkpoint, folder), (RANDOM, os.path.join(folder, "random")))
+    heading(3, "kNN by a random encoder, linear classification on both encoders, pictures, and an export")
+    backbone, pictures = os.path.join(folder, "backbone.pth"), ["neighbours.png"]
+    classify = ["main_lincls.py", *shared, *LINEAR, "--pretrained"]
+    commands = [
+        ["-m", "moco.tools.knn", RANDOM, data, "--arch", ARCH, "--crop-size", SIZE, "--json"],
+        [*classify, checkpoint, "--output-dir", folder, data],
+        [*classify, RANDOM, "--output-dir", os.path.join(folder, "random"), data],
+        ["-m", "moco.tools.neighbours", checkpoint, data, "--random", "--out", os.path.join(folder, pictures[0])],
+        ["-m", "moco.tools.export", checkpoint, backbone, "--to", "torchvision"],
     ]
-
-    heading(5, "what there is to see, and the backbone for other code")
-    pictures = ["neighbours.png"]
-    run("-m", "moco.tools.neighbours", checkpoint, data, "--random", "--out", os.path.join(folder, pictures[0]))
     if importlib.util.find_spec("matplotlib"):
         pictures.append("curves.png")
-        run("-m", "moco.tools.plot", folder, "--out", os.path.join(folder, pictures[-1]))
+        commands.append(["-m", "moco.tools.plot", folder, "--out", os.path.join(folder, pictures[-1])])
     else:
         print("\nno curves, since matplotlib is not installed: pip install matplotlib")
-    backbone = os.path.join(folder, "backbone.pth")
-    run("-m", "moco.tools.export", checkpoint, backbone, "--to", "torchvision")
+    of_random, *linear = run_two_at_a_time(commands)[:3]
+    knn.append(json.loads(of_random.splitlines()[-1])["acc1"])
+    linear = [best_accuracy(log) for log in linear]
+
+    heading(4, "the exported backbone, loaded by torchvision")
     run("-c", LOAD.format(arch=ARCH, path=backbone))
 
     figures = {"first_loss": losses[min(losses)], "last_loss": losses[max(losses)], "knn": knn, "linear": linear}
@@ -112,7 +114,7 @@ Next, on real data (a folder with train/ and val/, each with one folder per clas
 
 def heading(number, text):
     """Prints what comes next."""
-    print(f"\n=== {number} of 5: {text}", flush=True)
+    print(f"\n=== {number} of 4: {text}", flush=True)
 
 
 def run(*words):
@@ -127,6 +129,30 @@ def run(*words):
     if process.wait():
         sys.exit(process.returncode)
     return "".join(lines)
+
+
+def run_two_at_a_time(commands):
+    """Runs Python commands as `run` does, each on half of the cores; returns the list of their outputs."""
+    threads = str(max(1, cores() // 2))
+
+    def start(words):
+        return subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+        )
+
+    outputs = []
+    with ThreadPoolExecutor(2) as pool:
+        for words, process in zip(commands, pool.map(start, commands), strict=True):
+            print(f"\n$ python {shlex.join(map(str, words))}\n{process.stdout}", end="", flush=True)
+            if process.returncode:
+                pool.shutdown(cancel_futures=True)
+                sys.exit(process.returncode)
+            outputs.append(process.stdout)
+    return outputs
 
 
 def epoch_losses(log):
@@ -144,7 +170,7 @@ def main(argv=None):
     parser = Parser(__doc__, __spec__.name)
     help = "folder to work in (default: a new temporary folder)"
     parser.add_argument("--dir", type=output_folder, help=help)
-    parser.add_argument("--epochs", metavar="N", type=number(int, 1), default=7, help="epochs of the pretraining")
+    parser.add_argument("--epochs", metavar="N", type=number(int, 1), default=6, help="epochs of the pretraining")
     parser.add_argument("--seed", metavar="N", type=SEED, default=0, help="random seed of the images and runs")
     args = parser.parse_args(argv)
     folder = os.path.abspath(args.dir) if args.dir else tempfile.mkdtemp(prefix="asym-siam-demo-")

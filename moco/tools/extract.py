@@ -39,7 +39,7 @@ def main(argv=None):
     dir_help = "folder of images; its folders, if there are some, count as classes"
     parser = EncoderParser(__doc__, __spec__.name, "/path/to/imagenet/val --out features.npz", dir_help)
     add = parser.add_argument
-    help = "file to write, or a folder; the name of a new folder ends in /"
+    help = "file to write, or a folder; files of an earlier call are replaced"
     add("--out", metavar="FILE.npz", type=destination, required=True, help=help)
     add("--half", action="store_true", help="write float16 instead of float32")
     add("--projected", action="store_true", help="take the output of the projector instead of the backbone's")

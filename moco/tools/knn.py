@@ -3,7 +3,8 @@
     python -m moco.tools.knn CHECKPOINT DIR [--k 10 20 100 200]
 
 Each image of DIR/val is classified by the k images of DIR/train with the most similar features, those of the frozen
-backbone. All GPUs of the machine share the work.
+backbone. Each of them votes for its class with the weight exp(cosine similarity / 0.07), as in InstDisc and DINO. All
+GPUs of the machine share the work. To compare with random weights, give none with the same --arch and --crop-size.
 """
 
 import sys
@@ -67,7 +68,8 @@ def classify(encoding, val, train):
     if left_out:
         say(left_out_line(left_out))
     if args.json:
-        say(json.dumps({**results[0], "results": results}))
+        about = {"checkpoint": args.checkpoint, "arch": encoder.arch, "crop_size": encoder.crop_size, "data": args.dir}
+        say(json.dumps({**results[0], "results": results, **about}))
 
 
 if __name__ == "__main__":

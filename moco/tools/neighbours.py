@@ -2,8 +2,8 @@
 
     python -m moco.tools.neighbours CHECKPOINT DIR --out neighbours.png [--queries 8] [--random]
 
-Each row shows a query and its nearest images with their cosine similarity, which is green if they are of the query's
-class. With --random, the nearest images by a random encoder stand beside them. DIR is any folder of images. If it
+Each row shows a query and its nearest images with their cosine similarity, which is green if the classes are known and
+equal. With --random, the nearest images by a random encoder stand beside them. DIR is any folder of images. If it
 holds train/ and val/, the queries are images of val/, and their neighbours are images of train/.
 """
 
@@ -82,10 +82,9 @@ def check_enough(args, queries, bank):
         ("--queries", args.queries, queries, 0),
         ("--neighbours", args.neighbours, bank, queries is bank),
     ):
-        if wanted > len(folder) - own:
-            raise ValueError(
-                f"{flag} {wanted} is too many for the {plural(len(folder), 'image')} of {folder.root!r}; give fewer"
-            )
+        if wanted > (most := len(folder) - own):
+            images, way_out = plural(len(folder), "image"), f"give {most} at most" if most else "give more images"
+            raise ValueError(f"{flag} {wanted} is too many for the {images} of {folder.root!r}; {way_out}")
 
 
 def draw(encoding, encoders, queries, bank, chosen):
@@ -110,7 +109,10 @@ def draw(encoding, encoders, queries, bank, chosen):
             pairs = [[p for p in row if p[1] != i][: args.neighbours] for row, i in zip(pairs, chosen, strict=True)]
         panels.append(pairs)
     if rank() == 0:
-        names = ["random encoder" if not e.tensors else os.path.basename(args.checkpoint) for e in encoders]
+        names = [os.path.basename(args.checkpoint) if e.tensors else "random encoder" for e in encoders]
+        names = [
+            name + same_class_clause(panel, queries, bank, chosen) for name, panel in zip(names, panels, strict=True)
+        ]
         picture(panels, names, queries, bank, chosen, crop_size).save(args.out)
         say(f"wrote {args.out}")
 
@@ -141,8 +143,8 @@ def picture(panels, names, queries, bank, chosen, crop_size):
             for column, (similarity, j) in enumerate(panel[row]):
                 place = x + column * step
                 sheet.paste(thumbnail(views[1][j][0]), (place, y))
-                same_class = class_of(bank, j) is not None and class_of(bank, j) == class_of(queries, i)
-                pen.text((place, y + SIDE + 2), f"{similarity:.3f}", SAME if same_class else INK, font)
+                colour = SAME if same_class(queries, i, bank, j) else INK
+                pen.text((place, y + SIDE + 2), f"{similarity:.3f}", colour, font)
     return sheet
 
 
@@ -155,6 +157,20 @@ def fitted(text, width, font):
     """A line of text, or as much of its end as is at most `width` pixels wide."""
     ends = [text, *(f"...{text[i:]}" for i in range(1, len(text) + 1))]
     return next(end for end in ends if font.getlength(end) <= width)
+
+
+def same_class_clause(panel, queries, bank, chosen):
+    """How many of an encoder's neighbours have the class of their query, in words; "" if there are no classes."""
+    if not bank.classes:
+        return ""
+    pairs = [(i, j) for i, row in zip(chosen, panel, strict=True) for _, j in row]
+    same = sum(same_class(queries, i, bank, j) for i, j in pairs)
+    return f": {same} of {len(pairs)} of the query's class (green)"
+
+
+def same_class(queries, i, bank, j):
+    """Whether query i and image j of the bank have the same class, which is known."""
+    return class_of(bank, j) is not None and class_of(bank, j) == class_of(queries, i)
 
 
 def class_of(folder, index):

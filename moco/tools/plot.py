@@ -35,7 +35,7 @@ def main(argv=None):
     from moco.tools.internal.curve_figure import draw
 
     try:
-        logs = [read_log(path) for path in args.runs]
+        logs = [read_log(path) for path in dict.fromkeys(map(os.path.normpath, args.runs))]
         runs = [run for log in logs for run in choose(log, args.id)]
         ids = {run.id: None for log in logs for run in log}
         if unknown := [id for id in args.id if id not in ids]:

@@ -173,7 +173,7 @@ def test_foreign_objects_are_named(tmp_path, value, names, save):
 def test_a_path_of_no_file(tmp_path, path, message):
     for folder in ("run", "empty"):
         (tmp_path / folder).mkdir()
-    for name in ("checkpoint__0100.pth.tar", "checkpoint__0099.pth.tar", "log.jsonl"):
+    for name in ("checkpoint__0100.pth.tar", "checkpoint__0099.pth.tar", "model_best.pth.tar", "log.jsonl"):
         (tmp_path / "run" / name).write_bytes(b"")
     (tmp_path / "link.pth").symlink_to("/gone.pth")
     os.mkfifo(tmp_path / "pipe")

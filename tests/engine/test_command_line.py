@@ -173,7 +173,7 @@ def places(tmp_path, monkeypatch):
         (
             output_file(".jpg", ".png"),
             "new.gif",
-            "'new.gif' is no file to write; give a name that ends in one of .jpg, ",
+            "'new.gif' is no file to write; give a name that ends in .jpg or ",
         ),
         (output_file(".png"), "", "'' is no file to write"),
         (output_file("er"), "folder", "'folder' is no file to write"),

@@ -8,7 +8,7 @@ import pytest
 
 import main_lincls
 import main_moco
-from moco.engine.end_report import finished, linear_classification
+from moco.engine.end_report import finished, knn_classification, linear_classification
 from moco.engine.launch_plan import Launch
 
 
@@ -42,3 +42,12 @@ def test_the_next_command_is_one_of_main_lincls(mode, flags, start):
     same = ("arch", "crop_size", "multiprocessing_distributed", "nproc")
     assert all(getattr(args, name) == getattr(pretraining, name) for name in same)
     assert re.fullmatch(r"(\.|runs/x)/lincls", args.output_dir)
+
+
+def test_knn_classification_comes_next_if_there_are_validation_images_and_it_is_not_done(imagenet, tmp_path):
+    def line(data, *words):
+        return knn_classification(main_moco.build_parser().parse_args([str(data), *words]), None, "c 1.pth.tar")
+
+    command = f"python -m moco.tools.knn 'c 1.pth.tar' {imagenet}"
+    assert line(imagenet) == f"next, kNN classification (takes minutes): {command}"
+    assert line(imagenet, "--knn-every", "1") is None and line(tmp_path) is None

@@ -56,7 +56,10 @@ def test_a_backbone_that_does_not_fit_is_refused(saved):
     refused({}, "holds no tensors under 'state_dict'; its keys are none$")
     refused({"state_dict": {}}, "holds no tensors")
     refused({"epoch": 3, "model": {"conv1.weight": torch.zeros(1)}}, "no tensors .* its keys are 'epoch', 'model'$")
-    refused({"something.weight": torch.zeros(1)}, r"matches no tensor of the backbone; is it of --arch resnet18\?$")
+    refused(
+        {"something.weight": torch.zeros(1)},
+        r"backbone: its names are like something.weight, not like conv1.weight; is it of --arch resnet18\?$",
+    )
     refused({n: t for n, t in bare.items() if n != "layer3.0.conv1.weight"}, r"lacks the backbone's layer3\.0\.conv1")
     refused({**bare, "layer5.weight": torch.zeros(1)}, r"has layer5\.weight, which the backbone lacks; is it of")
     refused({**bare, "conv1.weight": torch.zeros(64, 1, 7, 7)}, r"conv1\.weight of shape \(64, 1, 7, 7\)")

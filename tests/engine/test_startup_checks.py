@@ -95,7 +95,7 @@ def test_what_main_moco_refuses(refused, imagenet, flags, message):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ((), "no --pretrained and no --resume"),
+        ((), "a backbone is needed; give --pretrained FILE"),
         (("--pretrained", "nowhere.pth.tar"), "no checkpoint 'nowhere.pth.tar'"),
         (("--pretrained", "none", "--resume", "nowhere.pth.tar"), "no checkpoint 'nowhere.pth.tar'"),
         (("--pretrained", "none", "-e"), "--evaluate needs --resume"),

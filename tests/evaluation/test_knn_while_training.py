@@ -154,11 +154,13 @@ def test_unlabelled_images_take_other_data(imagenet, unlabelled, tmp_path, monke
     (unlabelled / "val" / "star_dots" / "a.jpg").write_bytes((imagenet / "val/star_dots/0001.jpg").read_bytes())
     code, _, error = call(main_moco.main, *flags)
     assert code == 2 and "must have the same classes; 'all' is only in one of them; or give other images" in error
+    code, _, error = call(main_moco.main, *flags, "--knn-data", unlabelled / "smal")
+    assert code == 2 and f"--knn-data needs labelled images: no folder '{unlabelled}/smal'" in error
     code, out, error = call(main_moco.main, *flags, "--knn-data", imagenet)
     assert code == 0, error
+    assert f"kNN (k = 5) classifies images of '{imagenet}/val' by those of '{imagenet}/train' after each epoch" in out
     assert logged(tmp_path)[0] == pytest.approx(accuracy_of(imagenet, tmp_path, 0), abs=1e-9)
-    assert f"next, kNN classification (takes minutes): python -m moco.tools.knn {tmp_path}/checkpoint__0000" in out
-    assert f"pth.tar {imagenet}\n" in out
+    assert "next, kNN classification" not in out and "next, linear classification" in out
 
 
 def test_broken_images_with_skip(imagenet, tmp_path, monkeypatch, call):

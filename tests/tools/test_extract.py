@@ -231,7 +231,7 @@ def test_a_broken_image_ends_it(nproc, checkpoints, imagenet, tmp_path, run_tool
         ("f.npy", "'TMP/f.npy' is neither an .npz file nor a folder; give FILE.npz, or FOLDER/ with its slash"),
         ("file/", "'TMP/file/' is no folder; give a folder, which may be a new one"),
         ("file/new/", "'TMP/file/new/' can't be made: Not a directory; give another"),
-        ("taken.npz", "'TMP/taken.npz' is no file to write; give a name that ends in one of .npz"),
+        ("taken.npz", "'TMP/taken.npz' is no file to write; give a name that ends in .npz"),
     ],
 )
 def test_places_that_it_refuses(out, message, checkpoints, imagenet, tmp_path, refused):

@@ -26,11 +26,13 @@ def expected(network, imagenet, ks, size=32):
     return {**results[0], "results": results}
 
 
-def check(out, result):
+def check(out, result, imagenet, size=32):
     """Whether the lines of text and the last line, as JSON, say the result."""
     found = [(f"{r['acc1']:.3f}", f"{r['acc5']:.3f}", str(r["k"])) for r in result["results"]]
     assert LINE.findall(out) == found
-    assert json.loads(out.splitlines()[-1]) == result
+    line = json.loads(out.splitlines()[-1])
+    assert str(line.pop("checkpoint")) in out
+    assert line == {**result, "arch": ARCH, "crop_size": size, "data": str(imagenet)}
 
 
 @pytest.mark.parametrize("kind", ["own", "published", "torchvision"])
@@ -39,7 +41,7 @@ def test_the_figures_are_those_of_the_checkpoint(kind, checkpoints, imagenet, en
     code, out, error = call(knn.main, checkpoints[kind], imagenet, *flags)
     assert (code, error) == (0, "")
     result = expected(encoder, imagenet, [1, 5, 20])
-    check(out, result)
+    check(out, result, imagenet)
     assert len({(r["acc1"], r["acc5"]) for r in result["results"]}) > 1  # so that a wrong k would be noticed
     tensors = len(encoder.state_dict())
     assert out.splitlines()[:3] == [
@@ -53,7 +55,7 @@ def test_a_random_encoder_and_a_flag_that_overrules_the_file(checkpoints, imagen
     flags = ["-a", ARCH, "--crop-size", 40, "-j", 0]
     code, out, error = call(knn.main, "none", imagenet, *flags, "--json")
     assert (code, error) == (0, "") and "with random weights, 1024 features, images of 40 px" in out
-    check(out, expected(open_encoder("none", ARCH, 40).network, imagenet, [20], 40))
+    check(out, expected(open_encoder("none", ARCH, 40).network, imagenet, [20], 40), imagenet, 40)
     code, out, error = call(knn.main, checkpoints["own"], imagenet, *flags)
     assert (code, error) == (0, "") and "images of 40 px" in out
     found = expected(encoder, imagenet, [20], 40)
@@ -65,7 +67,7 @@ def test_two_processes_say_the_same_once(checkpoints, imagenet, encoder, run_too
     words = [checkpoints["own"], imagenet, "-j", 1, "--k", 5, 20, "--json"]
     code, out, error = run_tool("knn", *words, "--nproc", 2, prepare=often)
     assert code == 0 and out.count("\n") == 3 + 2 + 1, error
-    check(out, expected(encoder, imagenet, [5, 20]))
+    check(out, expected(encoder, imagenet, [5, 20]), imagenet)
     assert error == "kNN: 36 of 132 images (27%), 0:00:00 left\n"
 
 

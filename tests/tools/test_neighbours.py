@@ -1,6 +1,7 @@
 """neighbours: the pictured images are the most similar ones, in their order, and none is its query."""
 
 import os
+import re
 import shutil
 import signal
 import types
@@ -58,7 +59,20 @@ def test_the_neighbours_of_val_are_those_in_train(checkpoints, imagenet, tmp_pat
     assert found.out.splitlines()[::3] == [f"images: 36 of 12 classes in '{imagenet}/val'", f"wrote {out}"]
     queries, bank = (paths(ImageFolder(imagenet / split)) for split in ("val", "train"))
     queries = [queries[i] for i in found.chosen]
-    assert len(set(found.chosen)) == 5 and found.names == ["own", "random encoder"] and found.size == 32
+    assert len(set(found.chosen)) == 5 and found.size == 32
+    hits = [
+        sum(
+            found.bank.labels[j] == found.queries.labels[i]
+            for i, row in zip(found.chosen, panel, strict=True)
+            for _, j in row
+        )
+        for panel in found.panels
+    ]
+    words = [
+        f"{name}: {n} of 40 of the query's class (green)"
+        for name, n in zip(("own", "random encoder"), hits, strict=True)
+    ]
+    assert found.names == words and any(hits)
     assert [[len(row) for row in panel] for panel in found.panels] == [[8] * 5] * 2
     check(found.panels[0], similarities(feature_of, queries, bank))
     random = open_encoder("none", ARCH, 32).network
@@ -134,7 +148,8 @@ def test_the_word_none_is_a_random_encoder(imagenet, tmp_path, feature_of, call,
     everything, network = paths(found.bank), open_encoder("none", ARCH, 32).network
     queries = [everything[i] for i in found.chosen]
     check(found.panels[0], similarities(feature_of, queries, everything, network=network), found.chosen)
-    assert found.names == ["random encoder"]
+    (name,) = found.names
+    assert re.fullmatch(r"random encoder: \d+ of 16 of the query's class \(green\)", name)
 
 
 def test_a_long_name_is_shortened_to_its_end():
@@ -186,13 +201,13 @@ def test_ctrl_c_ends_it(checkpoints, imagenet, tmp_path, run_tool):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--queries", 37], "--queries 37 is too many for the 36 images of 'DIR'; give fewer"),
-        (["--neighbours", 36], "--neighbours 36 is too many for the 36 images of 'DIR'; give fewer"),
+        (["--queries", 37], "--queries 37 is too many for the 36 images of 'DIR'; give 36 at most"),
+        (["--neighbours", 36], "--neighbours 36 is too many for the 36 images of 'DIR'; give 35 at most"),
         (["--queries", 65], "'65' is not an integer >= 1 and <= 64"),
         (["--neighbours", 0], "'0' is not an integer >= 1 and <= 64"),
         (["--seed", -1], "'-1' is not an integer >= 0"),
         (["--out", "no/n.png"], "'no/n.png' can't be written: 'no' is no folder; make it first"),
-        (["--out", "n.npz"], "'n.npz' is no file to write; give a name that ends in one of .png, .jpg, "),
+        (["--out", "n.npz"], "'n.npz' is no file to write; give a name that ends in .png or .jpg or "),
         (["--neighbors", 3], "unknown flag --neighbors; did you mean --neighbours?"),
     ],
 )
@@ -206,7 +221,7 @@ def test_folders_that_it_refuses(checkpoints, imagenet, tmp_path, refused):
     refused("neighbours", [checkpoints["own"], tmp_path], f"no images in '{tmp_path}'; add some (.jpg")
     shutil.copy(next(imagenet.glob("val/*/*.jpg")), tmp_path)
     words = [checkpoints["own"], tmp_path, "--queries", 1, "--neighbours", 1]
-    refused("neighbours", words, f"--neighbours 1 is too many for the 1 image of '{tmp_path}'; give fewer")
+    refused("neighbours", words, f"--neighbours 1 is too many for the 1 image of '{tmp_path}'; give more images")
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
     refused("neighbours", words, f"no images in '{tmp_path}/val'; add some (.jpg")

@@ -63,7 +63,7 @@ def test_the_file_and_its_formats(tmp_path, monkeypatch, call):
         ([".", "empty"], "'empty/log.jsonl' is no file"),
         (["new"], "'new/log.jsonl' has no figures of a run"),
         ([".", "--id", "b7"], "--id 'b7' is in no log; the logs have a1"),
-        ([".", "--out", "x.jpg"], "give a name that ends in one of .png, .pdf, .svg"),
+        ([".", "--out", "x.jpg"], "give a name that ends in .png or .pdf or .svg"),
         ([".", "--out", "no/x.png"], "'no' is no folder; make it first"),
     ],
 )

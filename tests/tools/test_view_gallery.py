@@ -69,7 +69,7 @@ def test_every_design_on_every_path(imagenet, tmp_path, flags, call):
         (["--epoch", "x"], "'x' is not an integer >= 0"),
         (["--augment-on", "gpu"], "give one of cpu, device"),
         (["--out", "no/x.png"], "'no' is no folder; make it first"),
-        (["--out", "x.xyz"], "give a name that ends in one of .png, "),
+        (["--out", "x.xyz"], "give a name that ends in .png or "),
         (["--multicrop"], "did you mean --enable-multicrop?"),
     ],
 )

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 from numpy.lib.stride_tricks import sliding_window_view
 
 from main_moco import DESIGNS
+from moco.engine.result_changing_options import FREE, LABELS
 from moco.loss import blind_guess
 
 # Okabe and Ito's colours, which colour-blind people can tell apart. Their yellow is too pale for a line on white. Wine
@@ -173,7 +174,8 @@ def _draw_guesses(axis, runs):
         guess = blind_guess(K, twice)
         axis.axhline(guess, color=GREY, linestyle="--", linewidth=1)
         words = f"blind guess: {'2 ' * twice}ln({K} + 1) = {guess:.2f}"
-        axis.text(0.99, guess, words, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=7)
+        look = {"fontsize": 7, "zorder": 3, "bbox": {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}}
+        axis.text(0.99, guess, words, transform=axis.get_yaxis_transform(), ha="right", va="bottom", **look)
 
 
 def _guess_of(run):
@@ -183,8 +185,9 @@ def _guess_of(run):
 def _draw_legend(axis, runs, names, styles, faint):
     """Lists the runs, and what the marks mean. The more runs there are, the less it says about each."""
     n, columns = len(runs), 1 if len(runs) <= 16 else 2
+    lines, different = 3 if n <= 4 else 2 if n <= 8 else 1, differing(runs)
     labels = [
-        _label(run, name, 3 if n <= 4 else 2 if n <= 8 else 1) if columns == 1 else shortened(name, WIDTH // 2 - 3)
+        _label(run, name, lines, different) if columns == 1 else shortened(name, WIDTH // 2 - 3)
         for run, name in zip(runs, names, strict=True)
     ]
     handles = [Line2D([], [], linewidth=1.5, **style) for style in styles]
@@ -205,11 +208,19 @@ def _draw_legend(axis, runs, names, styles, faint):
         text.set_text(label)
 
 
-def _label(run, name, lines):
-    """The run in 1 to 3 lines."""
+def differing(runs):
+    """The options in which the runs differ, of those that are numbers and change a result; without their seed."""
+    known = FREE | LABELS.keys() | {"seed"}
+    names = [name for name, value in runs[0].options.items() if type(value) in (int, float) and name not in known]
+    return [name for name in names if len({str(run.options.get(name)) for run in runs}) > 1]
+
+
+def _label(run, name, lines, different):
+    """The run in 1 to 3 lines; `different` are the options that tell it apart."""
     options, designs = run.options, run.kind
     if run.pretraining:
         designs = ", ".join(name for name, option in DESIGNS.items() if options.get(option)) or "MoCo v2 baseline"
+    designs = ", ".join([designs, *(f"{option} {options.get(option)}" for option in different)])
     if lines == 1:
         name = shortened(name, WIDTH // 2 - 2)
         return f"{name}: {shortened(designs, WIDTH - len(name) - 2)}"

@@ -50,6 +50,7 @@ DETECTRON2 = {  # settings of MODEL.RESNETS
     "wide_resnet101_2": {"DEPTH": 101, "WIDTH_PER_GROUP": 128},
 }
 INPUT = f"# Input: N x 3 x H x W, RGB from 0 to 1, minus {MEAN}, divided by {STD}"
+FEATURES = ("model.fc = torch.nn.Identity()  # so that the output is the features", "model.eval()")
 
 
 class Torchvision:
@@ -101,6 +102,7 @@ def _load_state_dict(arch, tensors):
     return [
         f"model = torchvision.models.{arch}()",
         f"model.load_state_dict({tensors}, strict=False)  # only fc is missing",
+        *FEATURES,
     ]
 
 
@@ -130,7 +132,7 @@ class Timm(Torchvision):
         return [
             INPUT,
             "import timm",
-            f"model = timm.create_model({TIMM[arch]!r}, num_classes=0, checkpoint_path={path!r})",
+            f"model = timm.create_model({TIMM[arch]!r}, num_classes=0, checkpoint_path={path!r}).eval()",
         ]
 
 
@@ -158,7 +160,7 @@ class Detectron2(Torchvision):
             return {name: torch.from_numpy(array) for name, array in pickle.load(file)["model"].items()}
 
     def load(self, path, arch):
-        return super().load(path, arch)[0], "torchvision after renaming"
+        return super().load(path, arch)[0], "torchvision after renaming (detectron2 itself was not tried)"
 
     def usage(self, path, arch):
         mean, std = (", ".join(f"{255 * value:.3f}" for value in values) for values in (MEAN, STD))
@@ -207,7 +209,7 @@ class Safetensors(Torchvision):
         return load_file(path)
 
     def usage(self, path, arch):
-        imports = ["import torchvision", "from safetensors.torch import load_file"]
+        imports = ["import torch, torchvision", "from safetensors.torch import load_file"]
         return [INPUT, *imports, *_load_state_dict(arch, f"load_file({path!r})")]
 
 

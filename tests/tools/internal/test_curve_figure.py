@@ -70,6 +70,12 @@ def test_eight_runs_have_eight_colours_and_their_designs(tmp_path):
     assert legend(axes)[7] == "run7\nMultiCrop, ScaleMix, AsymAug, AsymBN, MeanEnc"
 
 
+def test_the_legend_names_the_options_in_which_runs_differ(tmp_path):
+    options = {"lr": 0.5, "seed": 1, "workers": 1, "moco_m": 0.9}, {"lr": 1.0, "seed": 2, "workers": 2, "moco_m": 0.9}
+    axes = figure_of(*[small_run(tmp_path / f"r{i}", f"a{i}", **options[i]) for i in range(2)])
+    assert [label.split("\n")[1] for label in legend(axes)] == [f"MoCo v2 baseline, lr {lr}" for lr in (0.5, 1.0)]
+
+
 @pytest.mark.parametrize("n", [9, 17])
 def test_more_runs_have_other_line_styles(n, tmp_path):
     axes = figure_of(*[small_run(tmp_path / f"r{i}", "a1") for i in range(n)])
