@@ -3,7 +3,7 @@
 import os
 
 from moco.counter_based_rng import SUBSTITUTES, generator
-from moco.data.image_decoding import BadImageError
+from moco.data.image_reading import BadImageError
 from moco.pipe_safe_print import say
 
 FEW, SHARE = 10, 0.001  # a run tolerates 10 bad images, or 0.1 % of all images if that is more

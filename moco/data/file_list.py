@@ -10,9 +10,10 @@ import numpy as np
 from moco.data import file_list_cache
 from moco.data.folder_walk import Listing, enclosing_folders, missing_target, scan, walk
 from moco.data.image_decoding import decode_to_pil, decode_to_tensor
+from moco.data.image_reading import naming, read_file
 from moco.data.passed_over_files import BROKEN, HIDDEN, OUTSIDE, PassedOver, extension, plural
 
-# The extensions of image_decoding.FORMATS in lower case, without .pfm, whose values are floats that are refused.
+# The extensions of image_reading.FORMATS in lower case, without .pfm, whose values are floats that are refused.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".jpe", ".jfif")
 EXTENSIONS += (".apng", ".pbm", ".pnm")
 
@@ -63,13 +64,19 @@ class ImageFolder:
         start, end = self._ends[index], self._ends[index + 1]
         return os.path.join(self.root, os.fsdecode(self._paths[start:end].tobytes()))
 
+    def read(self, index):
+        """The bytes of the file of image `index`; raises BadImageError or ImageReadError."""
+        path = self.path(index)
+        with naming(path):
+            return read_file(path)
+
     def load(self, index):
-        """Decodes image `index` to a Pillow image in mode RGB; raises the errors of `decode_to_pil`."""
-        return decode_to_pil(self.path(index))
+        """Decodes image `index` to a Pillow image in mode RGB; raises BadImageError or ImageReadError."""
+        return decode_to_pil(self.read(index), self.path(index))
 
     def load_tensor(self, index):
-        """Decodes image `index` to H x W x 3, uint8, the pixels of `load`; raises the errors of `decode_to_tensor`."""
-        return decode_to_tensor(self.path(index))
+        """Decodes image `index` to H x W x 3, uint8, the pixels of `load`; raises BadImageError or ImageReadError."""
+        return decode_to_tensor(self.read(index), self.path(index))
 
     def summary(self):
         """One line for the start of a run: how many images of how many classes are listed, and what is passed over."""

@@ -8,7 +8,8 @@ import torchvision.transforms.functional as TF
 from torch.utils.data import Dataset, get_worker_info
 
 from moco.counter_based_rng import VIEWS, generator
-from moco.data.image_decoding import MOST_PIXELS, BadImageError
+from moco.data.image_decoding import MOST_PIXELS
+from moco.data.image_reading import BadImageError
 from moco.views.augment_on_device import Layout
 from moco.views.augment_with_pillow import render
 from moco.views.random_parameters import draw_view, uniforms_needed

@@ -9,7 +9,7 @@ import signal
 import torch
 
 from moco.data.bad_image_substitutes import TooManyBadImages
-from moco.data.image_decoding import BadImageError, ImageReadError
+from moco.data.image_reading import BadImageError, ImageReadError
 from moco.distributed import RanksDiffer
 from moco.engine.checkpoint_format import CheckpointError
 from moco.engine.output_lock import OutputInUse

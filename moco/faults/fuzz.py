@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from moco.data.image_decoding import decode_to_pil, decode_to_tensor
+from moco.data.image_reading import read_file
 from moco.engine.checkpoint_file_read import newest_intact, read
 from moco.engine.checkpoint_format import CheckpointError, checkpoint_of
 from moco.engine.checkpoint_resume import check_resumable, restore
@@ -128,7 +129,7 @@ def read_image(path):
     outcomes = []
     for decode in (decode_to_pil, decode_to_tensor):
         try:
-            decode(path)
+            decode(read_file(path), path)
             outcomes.append("read")
         except OSError as error:
             if path not in str(error):

@@ -11,7 +11,7 @@ from moco.asymmetry.scalemix import scalemix_plan
 from moco.benchmarks import loader as bench_loader
 from moco.benchmarks.internal.original_project_loader import original_loader
 from moco.data.file_list import ImageFolder
-from moco.data.image_decoding import BadImageError
+from moco.data.image_reading import BadImageError
 from moco.tools import fake_imagenet
 from moco.views.augmentation_recipes import baseline_plan
 from tests import gpu_checks as checks

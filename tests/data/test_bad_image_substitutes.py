@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import main_moco
-from moco.data import image_decoding
+from moco.data import file_list
 from moco.data.bad_image_substitutes import Substitutes, TooManyBadImages
 from moco.data.file_list import ImageFolder
-from moco.data.image_decoding import ImageReadError
+from moco.data.image_reading import ImageReadError
 from moco.loader import training_loader
 from moco.views.augmentation_recipes import baseline_plan
 from tests.tiny_net import use_tiny_net
@@ -119,7 +119,7 @@ def test_a_trouble_of_the_system_is_no_bad_image(folder, tmp_path, monkeypatch, 
     def failing(path):
         raise error
 
-    monkeypatch.setattr(image_decoding, "open_image", failing)
+    monkeypatch.setattr(file_list, "read_file", failing)
     substitutes = Substitutes(folder, 0, str(tmp_path / "list"))
     for load in (folder.load, folder.load_tensor):
         with pytest.raises(ImageReadError, match=r"can't read .*jpg': (Input/output|out of memory).*; the system"):

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from moco.data.file_list import EXTENSIONS, ImageFolder
-from moco.data.image_decoding import FORMATS
+from moco.data.image_reading import FORMATS
 
 pytestmark = pytest.mark.usefixtures("cache")
 

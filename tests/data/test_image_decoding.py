@@ -11,7 +11,7 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 
-from moco.data import image_decoding
+from moco.data import image_reading
 from moco.data.file_list import ImageFolder
 
 
@@ -119,7 +119,7 @@ def test_what_is_no_image_file_neither_blocks_nor_fills_the_memory(kind, tmp_pat
     elif kind == "folder":
         path.mkdir()
     elif kind == "large":
-        monkeypatch.setattr(image_decoding, "LARGEST", 3)
+        monkeypatch.setattr(image_reading, "LARGEST", 3)
         path.write_bytes(b"1234")
     else:
         path.symlink_to({"device": "/dev/zero", "nowhere": "/nowhere"}[kind])

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from moco.data.bad_image_substitutes import TooManyBadImages
 from moco.data.file_list import ImageFolder
-from moco.data.image_decoding import BadImageError, ImageReadError
+from moco.data.image_reading import BadImageError, ImageReadError
 from moco.distributed import RanksDiffer
 from moco.engine.checkpoint_format import CheckpointError
 from moco.engine.known_causes import is_lost_connection, known_cause

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from moco.data.image_decoding import BadImageError
+from moco.data.image_reading import BadImageError
 from moco.data.worker_processes import STOP_SIGNALS
 from moco.distributed import RanksDiffer
 from moco.engine import launch_processes

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moco.data.file_list import ImageFolder
-from moco.data.image_decoding import BadImageError
+from moco.data.image_reading import BadImageError
 from moco.evaluation import knn
 from moco.evaluation.features import encode, encode_all
 from moco.evaluation.frozen_backbone import freeze
