@@ -41,7 +41,7 @@ def knn_folders(args, launch, folder):
     except (OSError, ValueError) as error:
         raise ValueError(f"--knn-every needs labelled images: {error}; or give other images by --knn-data") from error
     check_k([args.knn_k], train, "--knn-k")
-    check_features(val, freeze(meta_network(args.arch))[1], process_memory(launch.local, args.gpu))
+    check_features(val, freeze(meta_network(args.arch, args.stem))[1], process_memory(launch.local, args.gpu))
     args.knn_images = [len(val), len(train)]
     return val, train
 
