@@ -98,11 +98,7 @@ def test_a_batch_must_fit_into_each_processs_share(monkeypatch):
         ("moco", ["--crop-size", "6"], "--crop-size 6 is too small for resnet18"),
         ("moco", ["--crop-size", "1", "--stem", "small"], "--crop-size 1 is too small for resnet18 --stem small"),
         ("moco", ["--stem", "small", "-a", "regnet_y_400mf"], "--stem small changes only ResNets, not regnet_y_400mf"),
-        (
-            "lincls",
-            ["--crop-size", "1", "--stem", "small", "--pretrained", "none"],
-            "is too small for resnet18 --stem",
-        ),
+        ("lincls", ["--crop-size", "1", "--stem", "small", "--pretrained", "none"], "too small for resnet18 --stem"),
         ("moco", ["--crop-size", "100000"], "views of 100000 pixels for 8 images need 1,920.0 GB"),
         ("moco", ["--crop-size", "16", "--enable-multicrop"], "--mini-crop-size 7 is too small"),
         ("moco", ["--crop-size", "32", "--enable-multicrop", "--mini-crop-size", "32"], "must be smaller than"),
