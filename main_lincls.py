@@ -12,18 +12,17 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torchvision import models
 
 from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.data.file_list import ImageFolder, check_same_classes
 from moco.data.prefetch_to_device import finisher
 from moco.engine import watchdog
-from moco.engine.checkpoint_file_read import read, read_on_all_ranks
+from moco.engine.architectures import IMAGENET, make_network
 from moco.engine.checkpoint_names import CheckpointNames
 from moco.engine.checkpoint_resume import check_resume
 from moco.engine.command_line import Parser
 from moco.engine.meters import accuracy
-from moco.engine.pretrained_backbone import backbone_for, crop_size_note
+from moco.engine.pretrained_backbone import check_backbone, load_backbone
 from moco.engine.shared_flags import add_shared
 from moco.engine.size_checks import check_views
 from moco.engine.startup_checks import cap_batch, check_training, parse_and_check, prepare_output
@@ -40,7 +39,7 @@ from moco.views.augmentation_recipes import baseline_plan
 def build_parser():
     parser = Parser(__doc__, example="--lars --pretrained checkpoint__0099.pth.tar /path/to/imagenet")
     lr_help = "learning rate for a batch of 256; it is multiplied by --batch-size / 256"
-    add_shared(parser, epochs=90, batch_size=4096, lr=0.1, weight_decay=0.0, lr_help=lr_help)
+    add_shared(parser, epochs=90, batch_size=4096, lr=0.1, weight_decay=0.0, stem=None, lr_help=lr_help)
     help = "checkpoint with the pretrained backbone, or the word none for random weights"
     parser.add_argument("--pretrained", metavar="FILE", help=help)
     parser.add_argument("--lars", action="store_true", help="train with LARS instead of SGD")
@@ -64,20 +63,20 @@ def prepare(args, launch):
     train = None if args.evaluate else ImageFolder(os.path.join(args.data, "train"))
     if train is not None:
         cap_batch(args, launch, len(train))
-    check_views(baseline_plan(args.crop_size).target, args.arch, args.batch_size, launch.local, args.gpu)
     args.init_lr = args.lr * args.batch_size / 256
     names = CheckpointNames(args.output_dir, "checkpoint", numbered=False, best="model_best")
     build_trial = partial(build, args, len(val.classes))
     if args.evaluate:
         check_resume(args, launch, build_trial, names, any_options=True)
-        check_source(args.evaluate, args.resume, args.pretrained)
-        return names, None, val
-    check_same_classes(train, val)
-    place = check_training(args, launch, train, names, build_trial)
+    else:
+        check_same_classes(train, val)
+        place = check_training(args, launch, train, names, build_trial)
     check_source(args.evaluate, args.resume, args.pretrained)
-    if args.pretrained not in (None, "none") and launch.has_rank_0:
-        backbone_for(models.get_model(args.arch), read(args.pretrained), args.pretrained, args.arch)
-    prepare_output(args, names, launch, place)
+    check_backbone(args.pretrained, args, launch)
+    views, stem = baseline_plan(args.crop_size).target, args.stem or IMAGENET  # a node without rank 0 does not know it
+    check_views(views, args.arch, args.batch_size, launch.local, args.gpu, stem)
+    if not args.evaluate:
+        prepare_output(args, names, launch, place)
     return names, train, val
 
 
@@ -105,7 +104,7 @@ def build(args, classes, device=None):
     """A frozen network in eval mode with a new `fc` for that number of classes, and the optimizer of `fc`."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(args.seed)
-        model = models.get_model(args.arch, num_classes=classes)
+        model = make_network(args.arch, args.stem, classes)
         model.fc = Classifier(model.fc.in_features, classes)
         torch.nn.init.normal_(model.fc.weight, std=0.01)
         torch.nn.init.zeros_(model.fc.bias)
@@ -119,24 +118,10 @@ def build(args, classes, device=None):
     return model, optimizer
 
 
-def load_backbone(model, path, args):
-    """Loads the backbone of the checkpoint `path`, unless --resume has one; returns a list of lines for the log."""
-    if args.resume:
-        note = f"note: --pretrained {path!r} is not used, since the resumed checkpoint has the backbone"
-        return [note] * bool(path)
-    if path == "none":
-        return ["pretrained: none, so the backbone is random"]
-    checkpoint = read_on_all_ranks(path)
-    backbone = backbone_for(model, checkpoint, path, args.arch)
-    model.load_state_dict(backbone, strict=False)
-    note = crop_size_note(checkpoint, path, args.crop_size)
-    return [f"pretrained: {len(backbone)} tensors of {path!r}, the whole backbone", *note]
-
-
 def introduction(model, classes, args):
     """Loads the backbone; yields the lines that say what is going to be trained."""
     yield f"loss of a blind guess: ln({classes}) = {math.log(classes):.4f}"
-    yield from load_backbone(model, args.pretrained, args)
+    yield from load_backbone(args.pretrained, args, model)
 
 
 def train(run, train_folder, val_folder):

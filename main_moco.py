@@ -11,20 +11,22 @@ import os
 from functools import partial
 
 import torch
-from torchvision import models
 
 from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.mean_encoding import mean_encoding_plan
-from moco.asymmetry.multicrop import multicrop_plan
+from moco.asymmetry.multicrop import FULL_SCALE, multicrop_plan
 from moco.asymmetry.scalemix import scalemix_plan
 from moco.builder import MoCo
 from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine import startup_report
+from moco.engine.architectures import make_network
 from moco.engine.checkpoint_names import CheckpointNames
 from moco.engine.command_line import Parser, number
 from moco.engine.end_report import knn_classification, linear_classification
 from moco.engine.meters import accuracy
+from moco.engine.pretrained_backbone import check_backbone, load_backbone
+from moco.engine.recipe_flag import add_recipe_flag, recipe_of
 from moco.engine.shared_flags import add_shared
 from moco.engine.size_checks import check_views, settle_mini_size
 from moco.engine.startup_checks import check_model, check_training, parse_and_check, prepare_output
@@ -32,7 +34,7 @@ from moco.engine.training_run import start_run
 from moco.engine.training_statistics import LearningMonitor, contrast_figures
 from moco.evaluation.knn_while_training import KnnWhileTraining, add_knn_flags, knn_folders
 from moco.loader import training_loader
-from moco.loss import blind_guess, contrastive_loss
+from moco.loss import blind_guess, contrastive_loss, noise_loss
 from moco.optim import cosine_lr, set_lr, sgd
 from moco.precision import autocast
 from moco.views.augmentation_recipes import baseline_plan
@@ -48,11 +50,13 @@ DESIGNS = {  # the paper's names, and the options that turn the designs on
 
 def build_parser():
     parser = Parser(__doc__, example="--enable-multicrop --output-dir runs/multicrop /path/to/imagenet")
-    add_shared(parser, epochs=100, batch_size=256, lr=0.03, weight_decay=1e-4)
+    add_shared(parser, epochs=100, batch_size=256, lr=0.03, weight_decay=1e-4, stem="imagenet")
     some, positive = number(int, 1), number(float, 0, exclusive=True)
     add = parser.add_argument
     add("--mini-crop-size", metavar="PX", type=some, help="side of the small views (default: 96/224 of --crop-size)")
     add("--tag", default="", help="text inserted in the checkpoints' file names: checkpoint_TAG_EPOCH.pth.tar")
+    help = "checkpoint whose backbone both encoders start from, or weights of torchvision (default: random weights)"
+    add("--init-from", metavar="FILE", help=help)
     add("--keep", metavar="N", type=some, help="keep only the checkpoints of the newest N epochs (default: all)")
 
     add = parser.add_argument_group("MoCo").add_argument
@@ -68,7 +72,7 @@ def build_parser():
 
 
 def add_designs(parser):
-    """Adds the --enable flags of the five designs to `parser`."""
+    """Adds the --enable flags of the five designs, and --recipe, to `parser`."""
     add = parser.add_argument_group("asymmetric designs").add_argument
     add("--enable-multicrop", action="store_true", help="MultiCrop: the source gets 6 additional small views")
     add("--enable-scalemix", action="store_true", help="ScaleMix: the source's view is mixed from two views")
@@ -79,6 +83,7 @@ def add_designs(parser):
     help = "number of batch-norm groups that AsymBN synchronises; a run has --bn-splits groups per process"
     add("--asym-bn-group", metavar="N", default=8, type=number(int, 1), help=help)
     add("--enable-mean-encoding", action="store_true", help="MeanEnc: each key is the mean target encoding of 2 views")
+    add_recipe_flag(parser)
 
 
 def designs_on(args):
@@ -95,20 +100,22 @@ def prepare(args, launch):
     """The checks of this script; returns its CheckpointNames and the ImageFolders of the training and of kNN."""
     check_model(args, launch)
     args.mini_crop_size = settle_mini_size(args.mini_crop_size, args.crop_size, args.enable_multicrop)
-    check_views(view_plan(args).views, args.arch, args.batch_size, launch.local, args.gpu)
+    check_views(view_plan(args).views, args.arch, args.batch_size, launch.local, args.gpu, args.stem)
     names = CheckpointNames(args.output_dir, f"checkpoint_{args.tag}", numbered=True, keep=args.keep)
     folder = ImageFolder(os.path.join(args.data, "train"))
     knn = knn_folders(args, launch, folder)
     place = check_training(args, launch, folder, names, partial(build, args))
+    check_backbone(args.init_from, args, launch)
     prepare_output(args, names, launch, place)
     return names, folder, *knn
 
 
 def view_plan(args):
     """The views of source and target: those of the baseline, changed by each design that is on."""
-    plan = baseline_plan(args.crop_size)
+    recipe = recipe_of(args)
+    plan = baseline_plan(args.crop_size, **recipe)
     if args.enable_multicrop:
-        plan = multicrop_plan(plan, args.mini_crop_size)
+        plan = multicrop_plan(plan, args.mini_crop_size, recipe.get("scale", FULL_SCALE))
     if args.enable_scalemix:
         plan = scalemix_plan(plan)
     if args.enable_asym_aug:
@@ -121,7 +128,7 @@ def view_plan(args):
 def build(args, device=None):
     """The model, and its optimizer. The optimizer has all parameters, so that published states fit."""
     model = MoCo(
-        lambda num_classes: models.get_model(args.arch, num_classes=num_classes),
+        partial(make_network, args.arch, args.stem),
         *(args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.enable_asym_bn),
         seed=args.seed,
         asym_bn_group=args.asym_bn_group,
@@ -139,8 +146,9 @@ def train(run, folder, *folders_of_knn):
     plan = view_plan(args)
     guess = blind_guess(args.moco_k, len(plan.mini))
     knn = KnnWhileTraining(run, folders_of_knn)
-    run.announce([folder, *folders_of_knn], *introduction(run, plan, guess), *knn.introduction())
     model, optimizer = build(args, run.device)
+    loaded = load_backbone(args.init_from, args, model.encoder_q, model.encoder_k, flag="--init-from")
+    run.announce([folder, *folders_of_knn], *introduction(run, plan, guess), *loaded, *knn.introduction())
     net = run.prepare(model, optimizer, partial(noise_loss, plan, args.precision), fewest=2 * args.bn_splits)
     options = run.loader_options(folder)
     loader = training_loader(folder, plan.views, args.total_batch, args.seed, run.workers, **options)
@@ -175,14 +183,6 @@ def train_step(net, optimizer, scaler, views, step, precision, prints=False):
     scaler.step(optimizer)
     scaler.update()
     return loss.detach(), *accuracy(logits[0], labels[0], topk=(1, 5)), *figures
-
-
-def noise_loss(plan, precision, net, n):
-    """The loss of n images of Gaussian noise, a scalar tensor."""
-    device = next(net.parameters()).device
-    views = [torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views]
-    with autocast(device, precision):
-        return contrastive_loss(*net(*plan.split(views), step=0), len(plan.source))
 
 
 def introduction(run, plan, guess):

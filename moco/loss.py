@@ -2,7 +2,10 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
+
+from moco.precision import autocast
 
 
 def blind_guess(K, mini_views=0):
@@ -32,3 +35,11 @@ def contrastive_loss(logits, labels, full_views=1):
     full, mini = losses[:full_views], losses[full_views:]
     loss = sum(full) / len(full)
     return loss + sum(mini) / len(mini) if mini else loss
+
+
+def noise_loss(plan, precision, net, n):
+    """The loss of n images of Gaussian noise, a scalar tensor."""
+    device = next(net.parameters()).device
+    views = [torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views]
+    with autocast(device, precision):
+        return contrastive_loss(*net(*plan.split(views), step=0), len(plan.source))

@@ -7,6 +7,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from torchvision import models
 
 import main_moco
 from moco.data import prefetch_to_device
@@ -109,7 +110,7 @@ def check_step(designs, batch, precision=None, splits=1, tiny=True, steps=3, cro
     """Steps of the pretraining with what follows each of them. The last one counts; returns the FakeGPU."""
     args = arguments(designs, batch, crop, mini, precision=precision, bn_splits=splits, **{"moco_k": 256, **more})
     plan = main_moco.view_plan(args)
-    with fake_gpu() as gpu, tiny_net(main_moco) if tiny else contextlib.nullcontext():
+    with fake_gpu() as gpu, tiny_net() if tiny else contextlib.nullcontext():
         with gpu.waits_allowed():
             model, optimizer = main_moco.build(args, CUDA)
             scaler = grad_scaler(CUDA, precision)
@@ -132,7 +133,7 @@ def check_start_and_save():
     """The start of a run, a checkpoint and a resume, which may wait for the GPU; then a step, which may not."""
     args = arguments((), 8, 32, moco_k=64)
     plan = main_moco.view_plan(args)
-    with fake_gpu() as gpu, tiny_net(main_moco):
+    with fake_gpu() as gpu, tiny_net():
         with gpu.waits_allowed():
             model, optimizer = main_moco.build(args, CUDA)
             conv = model.encoder_q.conv.weight
@@ -189,7 +190,7 @@ def check_epoch(steps=5, print_freq=2, world=1):
     plan, waits, memory = main_moco.view_plan(args), [], []
     with contextlib.ExitStack() as stack:
         gpu = stack.enter_context(fake_gpu())
-        stack.enter_context(tiny_net(main_moco))
+        stack.enter_context(tiny_net())
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         if world > 1:
             stack.enter_context(FakeNCCL(world, rank=1).installed())
@@ -243,6 +244,6 @@ def check_waits(waits):
     assert len(waits) == 1 or [step for step in waits if step] == fetched, f"waits before the next batch: {waits}"
 
 
-def tiny_net(script):
-    """A context in which a script builds a TinyNet."""
-    return mock.patch.object(script.models, "get_model", lambda arch, num_classes=1000: TinyNet(num_classes))
+def tiny_net():
+    """A context in which both scripts build a TinyNet."""
+    return mock.patch.object(models, "get_model", lambda arch, num_classes=1000: TinyNet(num_classes))

@@ -30,7 +30,7 @@ def check_linear_classification(precision=None, lars=True, world=1):
     vars(args).update(seed=0, compile=False, init_lr=0.1)
     with contextlib.ExitStack() as stack:
         gpu = stack.enter_context(fake_gpu())
-        stack.enter_context(tiny_net(main_lincls))
+        stack.enter_context(tiny_net())
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stop, each_step = StopListener(1), lambda i: None
         if world > 1:

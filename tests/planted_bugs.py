@@ -189,7 +189,7 @@ BUGS = {
         "broken |= ~p.isfinite().all()",
         "broken |= bool(~p.isfinite().all())",
     ),
-    "noise on the CPU": ("start", "main_moco.py", "view.size, device=device)", "view.size)"),
+    "noise on the CPU": ("start", "moco/loss.py", "view.size, device=device)", "view.size)"),
     "the end of a step after the next batch": (
         *("epoch", "moco/engine/training_epoch.py"),
         "        self.timer.step_ended()\n        if run.device.type",

@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torchvision import models
 
 from moco.data.worker_processes import STOP_SIGNALS
 from moco.engine import startup_checks, training_run, watchdog
@@ -54,7 +55,7 @@ def script_in_rank(script, words, tiny=False):
         What the script printed.
     """
     if tiny:
-        script.models.get_model = lambda arch, num_classes=1000: TinyNet(num_classes)
+        models.get_model = lambda arch, num_classes=1000: TinyNet(num_classes)
     world, rank = dist.get_world_size(), dist.get_rank()
     training_run.start_processes = lambda worker, launch, *args, timeout: worker(torch.device("cpu"), *args)
     startup_checks.plan_launch = lambda args: Launch("spawn", local=world, backend="gloo", has_rank_0=rank == 0)

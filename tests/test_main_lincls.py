@@ -213,7 +213,7 @@ def test_evaluation_needs_no_training_images_and_writes_nothing(imagenet, tmp_pa
 
 
 def test_validation_is_the_same_for_any_number_of_processes(imagenet, tmp_path, monkeypatch):
-    use_tiny_net(main_lincls, monkeypatch)
+    use_tiny_net(monkeypatch)
     torch.manual_seed(1)
     main_lincls.main(words(imagenet, tmp_path, "--pretrained", "none", "--epochs", "1", "--lr", "20"))
     lines = []

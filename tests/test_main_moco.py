@@ -111,7 +111,7 @@ def all_designs(imagenet, output_dir, world, *more, tiny=False):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_overwrites_nothing(imagenet, tmp_path, capsys, monkeypatch):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     step, seen = main_moco.train_step, []
 
     def breaking(*args):
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_overwrites_nothing(imagenet,
 
 
 def test_the_log_says_what_ran_and_goes_on_after_a_resume(imagenet, tmp_path, monkeypatch):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "24", "--moco-k", "64", "-j", "0", "-p", "2"]
     words += ["--epochs", "2", "--seed", "2", "--output-dir", str(tmp_path)]
     main_moco.main(words)
@@ -164,7 +164,7 @@ def test_the_log_says_what_ran_and_goes_on_after_a_resume(imagenet, tmp_path, mo
 
 
 def test_the_fast_path_trains_and_counts_as_another_run(imagenet, tmp_path, capsys, monkeypatch):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "--mini-crop-size", "16", "-b", "48", "--seed", "1"]
     words += [word for word in RECIPES[6] if word.startswith("--enable")] + ["--moco-k", "64", "--epochs", "2"]
     logs = []

@@ -69,7 +69,7 @@ def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(world
 
 
 def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(imagenet, tmp_path, capsys, monkeypatch):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
 
     def run(*more):
         words = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0", "--seed", "1"]
@@ -99,7 +99,7 @@ def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(im
 
 
 def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys, monkeypatch):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
 
     def run(*more):
         words = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0", "--seed", "1"]
@@ -138,7 +138,7 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys, monkeypatch):
 
 
 def test_a_published_checkpoint_is_taken_as_it_is(imagenet, tmp_path, capsys, monkeypatch):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0"]
     words += ["--output-dir", str(tmp_path), "--epochs", "2"]
     main_moco.main(words)
@@ -150,7 +150,7 @@ def test_a_published_checkpoint_is_taken_as_it_is(imagenet, tmp_path, capsys, mo
 
 
 def test_fp16_resumes_with_its_loss_scale(imagenet, tmp_path, monkeypatch):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     words = [
         str(imagenet),
         "-a",

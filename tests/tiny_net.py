@@ -1,6 +1,7 @@
 """A network of one convolution, for tests that need a network but not what it learns."""
 
 from torch import nn
+from torchvision import models
 
 
 class TinyNet(nn.Module):
@@ -16,6 +17,6 @@ class TinyNet(nn.Module):
         return self.fc(self.bn(self.conv(x)).relu().mean((2, 3)))
 
 
-def use_tiny_net(script, monkeypatch):
-    """Makes `main_moco` or `main_lincls` build a TinyNet, whatever --arch says."""
-    monkeypatch.setattr(script.models, "get_model", lambda arch, num_classes=1000: TinyNet(num_classes))
+def use_tiny_net(monkeypatch):
+    """Makes both scripts build a TinyNet, whatever --arch says."""
+    monkeypatch.setattr(models, "get_model", lambda arch, num_classes=1000: TinyNet(num_classes))

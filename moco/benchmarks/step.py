@@ -28,7 +28,6 @@ from itertools import count
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import models
 
 import main_moco
 from main_moco import DESIGNS
@@ -37,6 +36,7 @@ from moco.benchmarks.internal.original_project_step import OriginalMoCo, gather,
 from moco.builder import add_projector
 from moco.distributed import from_rank_0, is_initialized, rank
 from moco.engine import speed_flags
+from moco.engine.architectures import check_stem, make_network
 from moco.engine.command_line import number
 from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.launch_plan import plan_launch
@@ -69,6 +69,7 @@ def main(argv=None):
     try:
         run = plan_launch(args)
         speed_flags.settle(args)
+        check_stem(args.arch, args.stem)
         args.total_batch = args.batch_size * run.nodes
         if args.batch_size % run.local:
             raise ValueError(
@@ -254,7 +255,7 @@ def our_step(device, args, run, plan, views):
 def the_originals_step(device, args, views):
     """A function that takes one step as the original does."""
     net = OriginalMoCo(
-        lambda num_classes: models.get_model(args.arch, num_classes=num_classes),
+        functools.partial(make_network, args.arch, args.stem),
         *(args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.enable_asym_bn, device),
     ).to(device)
     optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
@@ -277,15 +278,15 @@ def flops(args, on, pixels=False):
     plan = main_moco.view_plan(with_designs(args, on))
 
     def forward(view):
-        return view.size**2 if pixels else encoder_flops(args.arch, args.moco_dim, view.size)
+        return view.size**2 if pixels else encoder_flops(args.arch, args.stem, args.moco_dim, view.size)
 
     return 3 * sum(forward(view) for view in (*plan.source, *plan.mini)) + sum(forward(view) for view in plan.target)
 
 
 @functools.cache
-def encoder_flops(arch, dim, size):
+def encoder_flops(arch, stem, dim, size):
     """Floating-point operations of a forward pass for one image of `size` x `size` pixels."""
-    net = add_projector(models.get_model(arch, num_classes=dim)).eval().to("meta")
+    net = add_projector(make_network(arch, stem, dim)).eval().to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, 3, size, size, device="meta"))
     return counter.get_total_flops()

@@ -7,7 +7,8 @@ import torch
 
 from moco.engine.checkpoint_file_read import check_numbers, newest_intact, read
 from moco.engine.checkpoint_format import PREFIX, CheckpointError, progress_of, run_of, state_dict_of
-from moco.engine.result_changing_options import label, result_options
+from moco.engine.pretrained_backbone import encoder_of, stem_of
+from moco.engine.result_changing_options import label, result_options, shown
 from moco.pipe_safe_print import first_line, say
 
 
@@ -15,7 +16,8 @@ def check_resume(args, launch, build, names, any_options=False):
     """Refuses a checkpoint that --resume can't continue. Without --seed, `args.seed` becomes the checkpoint's seed.
 
     Only the process that is rank 0, or that will start it, reads the file. For "auto", `args.resume` becomes the
-    newest intact candidate, or None. `args.run` becomes the id of the run that is continued.
+    newest intact candidate, or None. `args.run` becomes the id of the run that is continued. If `args.stem` is None,
+    it becomes the checkpoint's.
 
     Args:
         build: called without arguments; returns (model, optimizer) as the run will have them.
@@ -43,9 +45,12 @@ def check_resume(args, launch, build, names, any_options=False):
     check_numbers(checkpoint, args.resume)
     if args.seed is None:
         args.seed = checkpoint.get("options", {}).get("seed", secrets.randbits(31))
+    if args.stem is None:
+        args.stem = stem_of(checkpoint, encoder_of(checkpoint, args.resume))
     force = args.force or any_options
     compared = result_options(args)
-    checkpoint.get("options", {}).setdefault("bn_splits", 1)  # older files were written before that flag existed
+    if "options" in checkpoint:  # older files were written before these flags existed
+        checkpoint["options"] = {"bn_splits": 1, "recipe": []} | checkpoint["options"]
     if checkpoint.get("processes") != launch.world:
         # --bn-splits may have to change when the number of processes changes, so it is not compared then. The start-up
         # report prints a note if batch normalisation sees another number of images.
@@ -86,6 +91,9 @@ def check_resumable(checkpoint, path, model, optimizer, options, force=False):
     check_numbers(checkpoint, path)
     if checkpoint["arch"] != options["arch"]:
         raise CheckpointError(f"the checkpoint {path!r} is of --arch {checkpoint['arch']}, not {options['arch']}")
+    theirs, ours = (stem_of({}, encoder_of(state, path)) for state in (checkpoint, state_dict_of(model)))
+    if theirs != ours:
+        raise CheckpointError(f"the checkpoint {path!r} is of --stem {theirs}, not {ours}; give --stem {theirs}")
     saved, wanted = checkpoint["state_dict"], state_dict_of(model)
     if PREFIX + "queue" in saved.keys() - wanted.keys():
         raise CheckpointError(
@@ -116,7 +124,8 @@ def check_resumable(checkpoint, path, model, optimizer, options, force=False):
     for name, value in checkpoint.get("options", {}).items():
         if name in options and (type(options[name]) is not type(value) or options[name] != value):
             raise CheckpointError(
-                f"{label(name)} is {options[name]}, but the checkpoint {path!r} was trained with {value}; "
+                f"{label(name)} is {shown(options[name])}, but the checkpoint {path!r} was trained with "
+                f"{shown(value)}; "
                 "use the setting of the checkpoint, or give --force to continue with this one"
             )
 

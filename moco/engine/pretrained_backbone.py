@@ -1,10 +1,12 @@
-"""--pretrained: takes an encoder, or only its backbone, out of any MoCo-style checkpoint."""
+"""--pretrained and --init-from: take an encoder, or only its backbone, out of any MoCo-style checkpoint."""
 
 import functools
 
 import torch
 
-from moco.engine.architectures import architectures, meta_network
+from moco.distributed import from_rank_0
+from moco.engine.architectures import IMAGENET, SMALL, STEMS, architectures, in_words, is_resnet, meta_network
+from moco.engine.checkpoint_file_read import read, read_on_all_ranks
 from moco.engine.checkpoint_format import PREFIX, CheckpointError
 
 SOURCE, TARGET = "encoder_q", "encoder_k"
@@ -57,13 +59,17 @@ def backbone_for(model, checkpoint, path, arch, encoder=SOURCE):
         CheckpointError: a tensor is missing, has another shape, or does not belong to this architecture.
     """
     backbone = backbone_of(checkpoint, path, encoder)
-    if difference := misfit(backbone, shapes_of(model)):
-        found = architecture_of(checkpoint, backbone)
+    shapes = shapes_of(model)
+    if difference := misfit(backbone, shapes):
+        found, ours, theirs = architecture_of(checkpoint, backbone), stem_of({}, shapes), stem_of(checkpoint, backbone)
         if found is None:
             raise CheckpointError(f"the checkpoint {path!r} {difference}; is it of --arch {arch}?")
+        if found == arch and theirs != ours:
+            raise CheckpointError(f"the checkpoint {path!r} is of --stem {theirs}, not {ours}; give --stem {theirs}")
         if found == arch:
             raise CheckpointError(f"the checkpoint {path!r} of --arch {arch} {difference}")
         if found in architectures():
+            found, arch = in_words(found, theirs), in_words(arch, ours)
             raise CheckpointError(f"the checkpoint {path!r} is of --arch {found}, not {arch}; give --arch {found}")
         raise CheckpointError(f"the checkpoint {path!r} is of the architecture {found!r:.40}, not of {arch}")
     return backbone
@@ -103,10 +109,72 @@ def architecture_of(checkpoint, backbone):
     """The architecture that a checkpoint names, or the one for --arch whose tensors it has; None if there is none."""
     if isinstance(checkpoint.get("arch"), str):
         return checkpoint["arch"]
-    return next((name for name in architectures() if not misfit(backbone, shapes_of_architecture(name))), None)
+    stem = stem_of(checkpoint, backbone)
+    names = [name for name in architectures() if stem == IMAGENET or is_resnet(name)]
+    return next((name for name in names if not misfit(backbone, shapes_of_architecture(name, stem))), None)
+
+
+def stem_of(checkpoint, state):
+    """The stem that a checkpoint names, or else the one whose first convolution it has.
+
+    Args:
+        checkpoint: what the file holds. state: dict of torchvision's names to tensors or to their shapes.
+    """
+    named, first = checkpoint.get("options", {}).get("stem"), state.get("conv1.weight", ())
+    if isinstance(named, str) and named in STEMS:
+        return named
+    return SMALL if tuple(getattr(first, "shape", first)[2:]) == (3, 3) else IMAGENET
 
 
 @functools.cache
-def shapes_of_architecture(name):
+def shapes_of_architecture(name, stem=IMAGENET):
     """`shapes_of` the network of that name, which is built without memory for its parameters."""
-    return shapes_of(meta_network(name))
+    return shapes_of(meta_network(name, stem))
+
+
+def check_backbone(path, args, launch):
+    """Checks before any work that the file of --pretrained or --init-from fits --arch and --stem.
+
+    If `args.stem` is None, it becomes that of the file, or IMAGENET without a file.
+
+    Args:
+        path: of the file, or "none" or None. args: the options. launch: a Launch.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or does not fit.
+    """
+    if args.resume or not launch.has_rank_0:
+        return
+    if path in (None, "none"):
+        args.stem = args.stem or IMAGENET
+        return
+    checkpoint = read(path)
+    if args.stem is None:
+        args.stem = stem_of(checkpoint, encoder_of(checkpoint, path)) if is_resnet(args.arch) else IMAGENET
+    backbone_for(meta_network(args.arch, args.stem), checkpoint, path, args.arch)
+
+
+def load_backbone(path, args, *networks, flag="--pretrained"):
+    """Loads the backbone of a checkpoint into networks, unless --resume has one. All ranks call it.
+
+    Args:
+        path: of a file that has passed `check_backbone`; only rank 0's counts. args: the options.
+        networks: of the architecture `args.arch`, with any classifier.
+
+    Returns:
+        A list of lines for the log.
+    """
+    path, name = from_rank_0(path), flag.strip("-")
+    if path is None:
+        return []
+    if args.resume:
+        return [f"note: {flag} {path!r} is not used, since the resumed checkpoint has the backbone"]
+    if path == "none":
+        return [f"{name}: none, so the backbone is random"]
+    checkpoint = read_on_all_ranks(path)
+    backbone = backbone_for(networks[0], checkpoint, path, args.arch)
+    for network in networks:
+        network.load_state_dict(backbone, strict=False)
+    of_both = " of both encoders" * (len(networks) > 1)
+    lines = [f"{name}: {len(backbone)} tensors of {path!r}, the whole backbone{of_both}"]
+    return lines + crop_size_note(checkpoint, path, args.crop_size)

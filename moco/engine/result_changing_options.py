@@ -8,7 +8,7 @@ FREE = {
     *("data", "workers", "print_freq", "resume", "force", "output_dir", "tag", "start_epoch", "batch_size"),
     *("multiprocessing_distributed", "nproc", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
     *("pretrained", "evaluate", "fast", "save_every", "keep", "timeout", "on_bad_image", "run", "dry_run"),
-    *("notes", "tensorboard", "knn_every", "knn_data", "knn_k", "knn_images"),
+    *("notes", "tensorboard", "init_from", "knn_every", "knn_data", "knn_k", "knn_images"),
 }
 # Options of FREE that must still be equal on all ranks, because they decide which collectives the ranks call.
 COMMON = {"print_freq", "save_every", "start_epoch", "evaluate", "on_bad_image", "timeout", "dry_run"}
@@ -25,6 +25,11 @@ LABELS = {  # stored options that are not exactly one flag
 def label(name):
     """The name that messages use for a stored option."""
     return LABELS.get(name, "--" + name.replace("_", "-"))
+
+
+def shown(value):
+    """The value of an option as messages show it; a list as the words of a command line."""
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else value
 
 
 def result_options(args):
@@ -45,7 +50,7 @@ def check_same_options(args):
     for r, theirs in enumerate(everywhere := from_all(ours)):
         for name, value in everywhere[0].items():
             if theirs.get(name) != value:
+                here, there = shown(value), shown(theirs.get(name))
                 raise RanksDiffer(
-                    f"{label(name)} is {value} on rank 0, but {theirs.get(name)} on rank {r}; give the same on every "
-                    "node"
+                    f"{label(name)} is {here} on rank 0, but {there} on rank {r}; give the same on every node"
                 )

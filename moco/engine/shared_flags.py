@@ -1,11 +1,11 @@
 """The command-line flags that both scripts share."""
 
 from moco.engine import speed_flags
-from moco.engine.architectures import architectures
+from moco.engine.architectures import STEMS, architectures
 from moco.engine.command_line import SECONDS, SEED, number
 
 
-def add_shared(parser, epochs, batch_size, lr, weight_decay, lr_help="initial learning rate"):
+def add_shared(parser, epochs, batch_size, lr, weight_decay, stem, lr_help="initial learning rate"):
     """Adds the flags of both scripts to `parser`; the other arguments are what differs between the scripts."""
     whole, some = number(int, 0), number(int, 1)
     rate = number(float, 0, 1e30)  # larger numbers overflow in float32 when they are multiplied
@@ -17,6 +17,9 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay, lr_help="initial le
         help="folder with train/ and, for main_lincls.py, val/; each has one folder of images per class",
     )
     add("-a", "--arch", metavar="ARCH", default="resnet50", choices=names, help="network: " + " | ".join(names))
+    help = "first layers of a ResNet; small: a 3x3 convolution of stride 1, no max-pooling; for images of about 32 px"
+    help += " (default: that of the pretrained or resumed checkpoint)" * (stem is None)
+    add("--stem", choices=STEMS, default=stem, help=help)
     help = "number of data workers on this node, at most one per CPU core"
     add("-j", "--workers", metavar="N", default=32, type=whole, help=help)
     add("--epochs", metavar="N", default=epochs, type=some, help="total number of epochs")

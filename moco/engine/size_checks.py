@@ -5,7 +5,7 @@ import math
 import torch
 
 from moco.asymmetry.multicrop import mini_size_for
-from moco.engine.architectures import meta_network
+from moco.engine.architectures import IMAGENET, in_words, meta_network
 from moco.engine.launch_plan import memory
 
 PROBE = 256  # side in pixels of the input by which a total stride is measured, which can't be larger
@@ -26,12 +26,13 @@ def settle_mini_size(mini_size, crop_size, multicrop):
     return settled
 
 
-def check_views(views, arch, batch, processes, gpu=None):
+def check_views(views, arch, batch, processes, gpu=None, stem=IMAGENET):
     """Checks that a network of torchvision can encode the views of a batch, and that the memory can hold them.
 
     Args:
         views: tuple of View; the largest ones have --crop-size, smaller ones --mini-crop-size. arch: of --arch.
         batch: images per step on this node. processes: on this node. gpu: index of the GPU for one process, or None.
+        stem: of --stem.
 
     Raises:
         ValueError: the views are too small or too large; the message names the flag and the way out.
@@ -40,11 +41,11 @@ def check_views(views, arch, batch, processes, gpu=None):
     smallest, largest = min(view.size for view in views), max(view.size for view in views)
     flag = "--crop-size" if smallest == largest else "--mini-crop-size"
     # A view of PROBE / 4 pixels is always large enough, so most runs need no network for this check.
-    stride = total_stride(arch) if smallest < PROBE / 4 else 1
+    stride = total_stride(arch, stem) if smallest < PROBE / 4 else 1
     if smallest < stride / 4:
         raise ValueError(
-            f"{flag} {smallest} is too small for {arch}, whose strides reduce {stride} pixels to 1; a view needs at "
-            f"least a quarter of that, so give {math.ceil(stride / 4)} or more"
+            f"{flag} {smallest} is too small for {in_words(arch, stem)}, whose strides reduce {stride} pixels to 1; a "
+            f"view needs at least a quarter of that, so give {math.ceil(stride / 4)} or more"
         )
 
 
@@ -77,15 +78,15 @@ def process_memory(processes, gpu=None):
     return memory() // processes
 
 
-def total_stride(arch):
+def total_stride(arch, stem=IMAGENET):
     """How many pixels of the input, per side, become one pixel of the last convolution's output.
 
     No weights are allocated and nothing is computed; only shapes are.
 
     Args:
-        arch: the name of a network of torchvision.
+        arch: the name of a network of torchvision. stem: of --stem.
     """
-    network = meta_network(arch).eval()
+    network = meta_network(arch, stem).eval()
     sides = [PROBE]
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):

@@ -9,6 +9,7 @@ from itertools import product
 from moco.asymmetry.asym_bn import check_group
 from moco.batchnorm import check_splits
 from moco.engine import options_without_effect, speed_flags
+from moco.engine.architectures import check_stem
 from moco.engine.checkpoint_atomic_write import TEMPORARY
 from moco.engine.checkpoint_resume import check_resume
 from moco.engine.command_line import output_folder
@@ -42,6 +43,7 @@ def parse_and_check(parser, prepare, argv=None, least=1):
             )
         if args.resume == "":
             raise ValueError("--resume is empty; give a file or auto, or leave the flag out")
+        check_stem(args.arch, args.stem)
         launch = plan_launch(args)
         speed_flags.settle(args)
         if args.tensorboard and launch.has_rank_0:
@@ -134,7 +136,8 @@ def prepare_output(args, names, launch, place):
     """Creates and locks the output folder, and tidies it up: the last check, only where rank 0 will run.
 
     Files that an earlier run left half-written are removed, and its checkpoints are moved out of the way. With
-    --dry-run, nothing is changed. `args.resume` and `args.pretrained` follow their files.
+    --dry-run, nothing is changed. `args.resume`, `args.pretrained` and
+    `args.init_from` follow their files.
 
     Args:
         names: the script's CheckpointNames. launch: a Launch. place: as `check_training` returns it.
@@ -170,6 +173,6 @@ def prepare_output(args, names, launch, place):
             os.remove(os.path.join(folder, file))
     moved = move_files_of_others(names, args.run, own_place)
     new_paths = {os.path.realpath(old): new for old, new in moved.items()}
-    for name in {"resume", "pretrained"} & vars(args).keys():
+    for name in {"resume", "pretrained", "init_from"} & vars(args).keys():
         if path := getattr(args, name):
             setattr(args, name, new_paths.get(os.path.realpath(path), path))

@@ -2,6 +2,7 @@
 
 import torch
 
+from moco.engine.architectures import SMALL
 from moco.engine.disk_space import size_of
 from moco.engine.launch_plan import cores
 from moco.pipe_safe_print import say
@@ -13,7 +14,7 @@ FEW_STEPS = 100  # a training of fewer steps learns next to nothing
 
 
 def report(args, launch, device, start, workers):
-    """Prints the seed, the devices and, after a resume, how much is done.
+    """Prints the small stem, the seed, the devices and, after a resume, how much is done.
 
     Args:
         args: the options. launch: a Launch. device: of this process.
@@ -21,6 +22,8 @@ def report(args, launch, device, start, workers):
     """
     if args.fast is not None:
         say(f"fast: {' '.join(args.fast) or 'nothing, since every speed flag was given'}")
+    if args.stem == SMALL:
+        say(f"network: {args.arch} with the small stem")
     say(f"run: {args.run}")
     say(f"seed: {args.seed}")
     gpus = torch.cuda.device_count()

@@ -80,7 +80,8 @@ class Run:
         self.started = time.monotonic()
         if rank() == 0 and not (args.dry_run or getattr(args, "evaluate", False)):
             lock_output_in_rank_0(names)
-        args.seed, args.resume, args.run = from_rank_0((args.seed, args.resume, args.run))
+        args.seed, args.resume, args.run, stem = from_rank_0((args.seed, args.resume, args.run, args.stem))
+        args.stem = args.stem or stem  # only rank 0's node has read the file whose stem is followed
         check_same_options(args)
         set_determinism(args.deterministic)
         set_precision(args.precision)

@@ -44,7 +44,7 @@ def knn_folders(args, launch, folder):
             f"{'--knn-data' if args.knn_data else '--knn-every'} needs labelled images: {error}{way_out}"
         ) from error
     check_k([args.knn_k], train, "--knn-k")
-    check_features(val, freeze(meta_network(args.arch))[1], process_memory(launch.local, args.gpu))
+    check_features(val, freeze(meta_network(args.arch, args.stem))[1], process_memory(launch.local, args.gpu))
     args.knn_images = [len(val), len(train)]
     return val, train
 

@@ -21,11 +21,11 @@ import torch
 
 from main_moco import DESIGNS
 from moco.engine import checkpoint_atomic_write
-from moco.engine.architectures import architectures, meta_network
+from moco.engine.architectures import IMAGENET, SMALL, architectures, is_resnet, meta_network
 from moco.engine.checkpoint_file_read import read
 from moco.engine.checkpoint_format import CheckpointError, run_of
 from moco.engine.command_line import Parser, output_file, output_folder
-from moco.engine.pretrained_backbone import SOURCE, TARGET, backbone_for, encoder_of
+from moco.engine.pretrained_backbone import SOURCE, TARGET, backbone_for, encoder_of, stem_of
 from moco.engine.progress import Progress
 from moco.evaluation.pretrained_encoder import arch_of, open_encoder
 from moco.pipe_safe_print import first_line, say
@@ -50,16 +50,16 @@ def main(argv=None):
         parser.error(f"--to {args.to} needs a package that is not installed; run pip install {form.package}")
     try:
         paths = destinations(args.checkpoints, args.out, form.endings)
-        archs = [checked_arch(path, args.arch, encoder, args.to) for path in args.checkpoints]
+        networks = [checked_network(path, args.arch, encoder, args.to) for path in args.checkpoints]
         progress = Progress("export", len(paths), "checkpoints")
-        for checkpoint, arch, path in zip(args.checkpoints, archs, paths, strict=True):
-            say(export(checkpoint, arch, encoder, form, path))
-            shown[arch] = path
+        for checkpoint, network, path in zip(args.checkpoints, networks, paths, strict=True):
+            say(export(checkpoint, network[0], encoder, form, path))
+            shown[network] = path
             progress.add()
     except (CheckpointError, OSError, argparse.ArgumentTypeError) as error:
         parser.error(error)
-    for arch, path in shown.items():
-        say("\n".join(["", form.header, *form.usage(path, arch)]))
+    for (arch, stem), path in shown.items():
+        say("\n".join(["", form.header, *form.usage(path, arch, stem)]))
 
 
 def destinations(checkpoints, out, endings):
@@ -106,8 +106,8 @@ def same_file(path, other):
     return os.path.exists(other) and os.path.samefile(path, other)
 
 
-def checked_arch(path, arch, encoder, library):
-    """The architecture of a checkpoint, which is checked as far as that is possible without reading all of it.
+def checked_network(path, arch, encoder, library):
+    """The (architecture, stem) of a checkpoint, which is checked as far as possible without reading all of it.
 
     Raises:
         CheckpointError: the file can't be used, or the library does not have the network.
@@ -115,12 +115,17 @@ def checked_arch(path, arch, encoder, library):
     if path == "none":
         raise CheckpointError("random weights ('none') are not exported; give the path of a checkpoint")
     checkpoint = read(path, check=False)
-    arch = arch or arch_of(checkpoint, path, encoder_of(checkpoint, path, encoder))
-    backbone_for(meta_network(arch), checkpoint, path, arch, encoder)
+    state = encoder_of(checkpoint, path, encoder)
+    arch = arch or arch_of(checkpoint, path, state)
+    stem = stem_of(checkpoint, state) if is_resnet(arch) else IMAGENET
+    backbone_for(meta_network(arch, stem), checkpoint, path, arch, encoder)
     if arch not in (networks := FORMATS[library].networks):
         way_out = f"give --to torchvision or safetensors, or a checkpoint of {', '.join(networks)}"
         raise CheckpointError(f"--to {library} knows no {arch}, the network of {path!r}; {way_out}")
-    return arch
+    if stem == SMALL and not FORMATS[library].small_stem:
+        way_out = "give --to torchvision, timm or safetensors"
+        raise CheckpointError(f"--to {library} knows no {arch} with --stem small, the network of {path!r}; {way_out}")
+    return arch, stem
 
 
 def export(checkpoint, arch, encoder, form, path):
@@ -152,7 +157,8 @@ def export(checkpoint, arch, encoder, form, path):
     except Exception as error:  # each library has errors of its own
         sys.exit(f"error: {path!r} was written, but could not be loaded again: {first_line(error)}; do not use it")
     size = f"{len(tensors)} tensors, {os.path.getsize(path) / 1e6:.1f} MB"
-    done = f"wrote {path!r}: {encoder} of {arch}, {source.crop_size} px, {size}"
+    name = arch + " with the small stem" * (source.stem == SMALL)
+    done = f"wrote {path!r}: {encoder} of {name}, {source.crop_size} px, {size}"
     return f"{done}; loaded again by {reader}: equal features"
 
 
@@ -172,7 +178,7 @@ def check(path, form, tensors, source):
     written = form.read(path)
     if written.keys() != tensors.keys() or not all(torch.equal(written[name], tensors[name]) for name in tensors):
         raise ValueError("its tensors differ")
-    network, reader = form.load(path, source.arch)
+    network, reader = form.load(path, source.arch, source.stem)
     images = torch.randn(2, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(0))
     if not torch.allclose(network(images), source.network(images), 1e-4, 1e-5, equal_nan=True):
         raise ValueError("its features differ")
@@ -187,6 +193,7 @@ def metadata(source, encoder):
     values = {
         "format": "pt",  # transformers asks for it
         "architecture": source.arch,
+        "stem": source.stem,
         "encoder": encoder,
         "run": run_of(checkpoint),
         "epoch": checkpoint.get("epoch", "unknown"),

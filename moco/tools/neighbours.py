@@ -58,7 +58,7 @@ def main(argv=None):
         encoder = parser.open(args)
         if args.random and not encoder.tensors:
             raise ValueError("--random shows a random encoder beside a checkpoint; with none, leave it out")
-        encoders = [encoder] + [open_encoder("none", encoder.arch, encoder.crop_size)] * args.random
+        encoders = [encoder] + [open_encoder("none", encoder.arch, encoder.crop_size, stem=encoder.stem)] * args.random
     except (OSError, ValueError) as error:
         parser.error(error)
     for folder in [bank] if queries is bank else [queries, bank]:

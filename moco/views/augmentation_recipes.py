@@ -64,10 +64,16 @@ class View:
         return self.mix_box is not None
 
     def __str__(self):
-        steps = [f"{self.size}px crop {self.scale[0]:g}-{self.scale[1]:g}"]
-        steps += ["jitter"] * (self.jitter_p > 0) + ["gray"] * (self.gray_p > 0) + ["blur"] * (self.blur_p > 0)
-        steps += ["flip"] * (self.flip_p > 0) + ["RandAugment"] * self.randaugment
+        steps = [f"{self.size}px crop {self.scale[0]:g}-{self.scale[1]:g}{self._changed('ratio')}"]
+        steps += [f"jitter{self._changed('jitter_p', 'jitter')}"] * (self.jitter_p > 0)
+        steps += [f"gray{self._changed('gray_p')}"] * (self.gray_p > 0)
+        steps += [f"blur{self._changed('blur_p', 'sigma')}"] * (self.blur_p > 0)
+        steps += [f"flip{self._changed('flip_p')}"] * (self.flip_p > 0) + ["RandAugment"] * self.randaugment
         return " ".join(steps) + (", two draws mixed" if self.mixed else "")
+
+    def _changed(self, *names):
+        fields = [field_in_words(name, getattr(self, name)) for name in names if getattr(self, name) != DEFAULTS[name]]
+        return f" ({' '.join(fields)})" if fields else ""
 
 
 def stays_inside(mix_box, size):
@@ -96,6 +102,35 @@ RULES = {  # for each field of View: its values in words, and the same as a func
         lambda x, view: x is None or stays_inside(x, view.size),
     ),
 }
+
+
+FLAGGED = ("scale", "ratio", "jitter", "jitter_p", "gray_p", "sigma", "blur_p", "flip_p")  # fields for --recipe
+DEFAULTS = {name: getattr(View, name) for name in FLAGGED}
+
+
+def field_in_words(name, value):
+    """A field as --recipe takes it, such as scale=0.2,1; equal values give equal words."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    return f"{name}={','.join(repr(x + 0.0).removesuffix('.0') for x in numbers)}"
+
+
+def parse_field(text):
+    """Converts FIELD=VALUE to (name, value) for a View; a value is a float, or a tuple of floats.
+
+    Raises:
+        ValueError: it is not of that form, the name is none of FLAGGED, or the value breaks the field's rule.
+    """
+    name, equals, words = text.partition("=")
+    if name not in FLAGGED or not equals:
+        raise ValueError(f"{text!r} is no FIELD=VALUE with a FIELD of {', '.join(FLAGGED)}; give one, as in blur_p=0")
+    try:
+        numbers = tuple(map(float, words.split(",")))
+        value = numbers if isinstance(DEFAULTS[name], tuple) or len(numbers) > 1 else numbers[0]
+        View(**{name: value})
+    except ValueError:
+        usual = field_in_words(name, DEFAULTS[name])
+        raise ValueError(f"{text!r}: the {name} must be {RULES[name][0]}; the default is {usual}") from None
+    return name, value
 
 
 @dataclass(frozen=True)
@@ -145,6 +180,11 @@ class ViewPlan:
         return f"source: {words(self.source + self.mini)} | target: {words(self.target)}"
 
 
-def baseline_plan(size=224):
-    """MoCo v2: one view for each side, both from the base recipe. `size` is the crop's side in pixels."""
-    return ViewPlan(source=(View(size=size),), target=(View(size=size),))
+def baseline_plan(size=224, **recipe):
+    """MoCo v2: one view for each side, both from the base recipe.
+
+    Args:
+        size: side of the crop in pixels. recipe: fields of View that change the base recipe.
+    """
+    view = View(size=size, **recipe)
+    return ViewPlan(source=(view,), target=(view,))

@@ -136,7 +136,7 @@ def test_the_limit_is_a_thousandth_of_many():
 
 
 def test_the_script_names_the_way_out_and_skips_and_reports(folder, tmp_path, call, monkeypatch):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     words = [folder.root.removesuffix("/train"), "-a", "resnet18", "--crop-size", "32", "-b", "24", "--moco-k", "64"]
     words += ["-j", "0", "--epochs", "1", "--seed", "2", "--output-dir", str(tmp_path)]
     code, _, err = call(main_moco.main, *words)

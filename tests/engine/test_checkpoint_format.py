@@ -4,9 +4,9 @@ import functools
 
 import pytest
 import torch
-from torchvision import models
 
 from moco.builder import MoCo
+from moco.engine.architectures import make_network
 from moco.engine.checkpoint_atomic_write import save
 from moco.engine.checkpoint_file_read import read
 from moco.engine.checkpoint_format import checkpoint_of
@@ -14,8 +14,8 @@ from moco.engine.checkpoint_format import checkpoint_of
 OPTIONS = {"arch": "resnet18", "lr": 0.03, "seed": 3, "total_batch": 256}
 
 
-def moco(arch="resnet18", dim=8, K=16, lr=0.03, momentum=0.9):
-    model = MoCo(functools.partial(models.get_model, arch), dim, K)
+def moco(arch="resnet18", dim=8, K=16, lr=0.03, momentum=0.9, stem="imagenet"):
+    model = MoCo(functools.partial(make_network, arch, stem), dim, K)
     return model, torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=1e-4)
 
 

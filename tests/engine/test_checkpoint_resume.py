@@ -71,6 +71,8 @@ def test_a_resume_that_does_not_fit_is_refused(saved):
         check(saved, {**OPTIONS, "total_batch": 2})
     with pytest.raises(CheckpointError, match="--arch resnet18, not resnet34"):
         check(saved, {**OPTIONS, "arch": "resnet34"}, arch="resnet34", force=True)
+    with pytest.raises(CheckpointError, match=r"'c\.pth' is of --stem imagenet, not small; give --stem imagenet$"):
+        check(saved, {**OPTIONS, "stem": "small"}, stem="small", force=True)  # a file from before the flag
     with pytest.raises(
         CheckpointError, match=r"queue has the shape \(8, 16\) in the checkpoint .*, but \(8, 32\) in this run"
     ):

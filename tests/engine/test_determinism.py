@@ -24,7 +24,7 @@ def words(imagenet, folder, *more):
 
 
 def test_a_run_is_repeatable_with_it_and_the_same_on_a_cpu(imagenet, tmp_path, monkeypatch, plain):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     seen, train_step = [], main_moco.train_step
 
     def spy(*args):
@@ -44,7 +44,7 @@ def test_a_run_is_repeatable_with_it_and_the_same_on_a_cpu(imagenet, tmp_path, m
 
 
 def test_a_resume_may_change_it_and_says_so(imagenet, tmp_path, monkeypatch, plain, call):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     assert call(main_moco.main, *words(imagenet, tmp_path))[0] == 0
     code, out, _ = call(main_moco.main, *words(imagenet, tmp_path, "--resume", "auto", "--deterministic"))
     assert code == 0 and "before the resume" not in out  # on a CPU every run can be repeated

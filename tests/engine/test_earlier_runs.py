@@ -131,7 +131,7 @@ def train(imagenet, tmp_path, capsys, monkeypatch):
     """Runs a script with a tiny network in tmp_path; returns what it printed."""
 
     def train(script, *more):
-        use_tiny_net(script, monkeypatch)
+        use_tiny_net(monkeypatch)
         own = ["--moco-k", "48"] if script is main_moco else ["--pretrained", "none"]
         script.main([str(imagenet), "--output-dir", str(tmp_path), *WORDS, *own, *map(str, more)])
         return capsys.readouterr().out
@@ -265,5 +265,5 @@ def test_a_start_whose_reader_has_gone_goes_on(train, tmp_path, monkeypatch):
             return os.open(os.devnull, os.O_WRONLY)
 
     monkeypatch.setattr(sys, "stdout", Closed())
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     train(main_moco, "--epochs", "1", "--dry-run")

@@ -48,7 +48,7 @@ def test_one_process_speaks_and_all_end(number, rank, monkeypatch, capfd):
 
 
 def test_a_signal_before_the_first_step(imagenet, tmp_path, monkeypatch, capfd):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     monkeypatch.setattr(main_moco, "training_loader", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     words = [str(imagenet), "-a", "resnet18", "--crop-size", "24", "-b", "24", "--moco-k", "64", "-j", "0"]
     assert ended(lambda: main_moco.main([*words, "--output-dir", str(tmp_path)])) == EXIT_CODE

@@ -116,7 +116,7 @@ def moco_words(imagenet, folder):
 
 
 def tiny(monkeypatch):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
 
 
 def equal(a, b):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchvision import models
 
-from moco.engine.architectures import architectures
+from moco.engine.architectures import architectures, make_network
 from moco.engine.checkpoint_format import CheckpointError
-from moco.engine.pretrained_backbone import architecture_of, backbone_for, shapes_of, shapes_of_architecture
+from moco.engine.pretrained_backbone import architecture_of, backbone_for, shapes_of, shapes_of_architecture, stem_of
 from tests.engine.test_checkpoint_format import moco, stepped
 
 
@@ -75,6 +75,42 @@ def test_a_backbone_that_does_not_fit_is_refused(saved):
         r"'c\.pth' of --arch resnet18 lacks the backbone's bn1\.bias$",
     )
     assert all(torch.equal(before[n], t) for n, t in networks["resnet18"].state_dict().items())
+
+
+def test_a_stem_that_does_not_fit_is_named(saved):
+    bare = {n: t for n, t in make_network("resnet18", "small").state_dict().items() if not n.startswith("fc.")}
+    small, networks = make_network("resnet18", "small"), (models.resnet18(), models.resnet34())
+    assert len(backbone_for(small, bare, "c.pth", "resnet18")) == 120
+
+    def refused(model, arch, content, message):
+        with pytest.raises(CheckpointError) as error:
+            backbone_for(model, content, "c.pth", arch)
+        assert str(error.value) == f"the checkpoint 'c.pth' is of {message}"
+
+    for content in (bare, {"state_dict": bare, "arch": "resnet18", "options": {"stem": "small"}}):
+        refused(networks[0], "resnet18", content, "--stem small, not imagenet; give --stem small")
+        both = "--arch resnet18 --stem small"
+        refused(networks[1], "resnet34", content, f"{both}, not resnet34; give {both}")
+        refused(
+            make_network("resnet34", "small"), "resnet34", content, f"{both}, not resnet34 --stem small; give {both}"
+        )
+    refused(small, "resnet18", saved, "--stem imagenet, not small; give --stem imagenet")
+
+
+@pytest.mark.parametrize(
+    "options, weight, stem",
+    [
+        ({}, (64, 3, 3, 3), "small"),
+        ({}, (64, 3, 7, 7), "imagenet"),
+        ({}, None, "imagenet"),
+        ({"stem": "imagenet"}, (64, 3, 3, 3), "imagenet"),  # what the file says comes first
+        ({"stem": "large"}, (64, 3, 3, 3), "small"),
+        ({"stem": 3}, (64,), "imagenet"),
+    ],
+)
+def test_the_stem_of_a_file(options, weight, stem):
+    state = {} if weight is None else {"conv1.weight": torch.zeros(weight)}
+    assert stem_of({"options": options}, state) == stem
 
 
 def test_every_architecture_is_recognised_by_its_tensors():

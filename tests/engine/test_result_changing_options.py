@@ -14,7 +14,7 @@ def test_only_flags_that_change_results_are_stored(imagenet, tmp_path):
     args, launch, (_, folder) = parse_and_check(parser, main_moco.prepare, argv)
     stored = result_options(args)
     assert set(stored) == {
-        *("arch", "epochs", "lr", "momentum", "weight_decay", "seed", "crop_size", "total_batch"),
+        *("arch", "stem", "recipe", "epochs", "lr", "momentum", "weight_decay", "seed", "crop_size", "total_batch"),
         *("moco_dim", "moco_k", "moco_m", "moco_t", "images", "asym_bn_group", "enable_multicrop", "enable_scalemix"),
         *("augment_on", "precision", "compile", "bn_splits", "deterministic"),
         *("enable_asym_aug", "enable_asym_bn", "enable_mean_encoding"),

@@ -7,6 +7,7 @@ from torchvision import models
 
 from moco.asymmetry.multicrop import multicrop_plan
 from moco.engine import size_checks, training_run
+from moco.engine.architectures import make_network
 from moco.engine.size_checks import check_memory, check_views, settle_mini_size, total_stride
 from moco.views.augmentation_recipes import View, baseline_plan
 from tests.engine.test_shared_flags import SCRIPTS
@@ -35,6 +36,19 @@ def test_the_total_stride_is_that_of_the_last_convolution(arch):
     assert total_stride(arch) == 64 // sides[-1] == 32
 
 
+def test_the_small_stem_takes_smaller_views():
+    sides, network = [], make_network("resnet18", "small").eval()
+    network.layer4.register_forward_hook(lambda module, x, y: sides.append(y.shape[-1]))
+    with torch.no_grad():
+        network(torch.zeros(1, 3, 64, 64))
+    assert total_stride("resnet18", "small") == 64 // sides[-1] == 8
+    check_views((View(8), View(2)), "resnet18", 8, 1, stem="small")
+    with pytest.raises(
+        ValueError, match=r"-size 1 is too small for resnet18 --stem small, whose .* 8 pix.* give 2 or"
+    ):
+        check_views((View(1),), "resnet18", 8, 1, stem="small")
+
+
 def test_views_that_the_network_reduces_to_nothing_are_refused(monkeypatch):
     for sizes in ((8,), (32, 8), (63, 9)):
         check_views(tuple(map(View, sizes)), "resnet18", 8, 1)
@@ -44,7 +58,7 @@ def test_views_that_the_network_reduces_to_nothing_are_refused(monkeypatch):
         check_views((View(7), View(7)), "resnet18", 8, 1)
     with pytest.raises(ValueError, match="--mini-crop-size 7 is too small for regnet_x_400mf"):
         check_views((View(32), View(7)), "regnet_x_400mf", 8, 1)
-    monkeypatch.setattr(models, "get_model", lambda arch: TinyNet(5))
+    monkeypatch.setattr(models, "get_model", lambda arch, num_classes: TinyNet(num_classes))
     check_views((View(1),), "a network of stride 2", 8, 1)
     monkeypatch.setattr(models, "get_model", None)  # not callable
     check_views((View(224), View(96)), "the views of the paper need no network", 8, 1)
@@ -82,6 +96,9 @@ def test_a_batch_must_fit_into_each_processs_share(monkeypatch):
     "script, flags, message",
     [
         ("moco", ["--crop-size", "6"], "--crop-size 6 is too small for resnet18"),
+        ("moco", ["--crop-size", "1", "--stem", "small"], "--crop-size 1 is too small for resnet18 --stem small"),
+        ("moco", ["--stem", "small", "-a", "regnet_y_400mf"], "--stem small changes only ResNets, not regnet_y_400mf"),
+        ("lincls", ["--crop-size", "1", "--stem", "small", "--pretrained", "none"], "too small for resnet18 --stem"),
         ("moco", ["--crop-size", "100000"], "views of 100000 pixels for 8 images need 1,920.0 GB"),
         ("moco", ["--crop-size", "16", "--enable-multicrop"], "--mini-crop-size 7 is too small"),
         ("moco", ["--crop-size", "32", "--enable-multicrop", "--mini-crop-size", "32"], "must be smaller than"),

@@ -46,7 +46,7 @@ def train(imagenet, tmp_path, monkeypatch, call):
     """Trains a TinyNet for 2 epochs of 4 steps, with --tensorboard; returns what `call` returns."""
 
     def train(script, *more, folder=tmp_path, flags=("--tensorboard",)):
-        use_tiny_net(script, monkeypatch)
+        use_tiny_net(monkeypatch)
         words = [
             imagenet,
             "-a",

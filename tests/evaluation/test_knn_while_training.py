@@ -81,7 +81,7 @@ def two_without(imagenet, folder):
 
 def test_a_stop_within_the_classification_loses_nothing(imagenet, plain, tmp_path, monkeypatch, call):
     """The checkpoint holds all steps of the epoch; the resumed run repeats the classification."""
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     flags = words(imagenet, tmp_path, "--knn-every", 1, "--knn-k", 5, "-j", 0)
 
     def stopped(*args):
@@ -126,7 +126,7 @@ def test_a_stop_of_one_rank_stops_all_within_the_classification(imagenet, tmp_pa
 
 
 def test_a_classification_that_fails_loses_nothing(imagenet, tmp_path, monkeypatch, call):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     monkeypatch.setattr(knn_while_training, "knn_accuracy", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main_moco.main(words(imagenet, tmp_path, "--knn-every", 1, "-j", 0))
@@ -144,7 +144,7 @@ def unlabelled(imagenet, tmp_path):
 
 
 def test_unlabelled_images_take_other_data(imagenet, unlabelled, tmp_path, monkeypatch, call):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     flags = words(unlabelled, tmp_path, "-j", 0, "--epochs", 1, "--knn-every", 1, "--knn-k", 5)
     code, _, error = call(main_moco.main, *flags)
     assert code == 2 and error.count("\n") == 1
@@ -164,7 +164,7 @@ def test_unlabelled_images_take_other_data(imagenet, unlabelled, tmp_path, monke
 
 
 def test_broken_images_with_skip(imagenet, tmp_path, monkeypatch, call):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     data = tmp_path / "data"
     for path in imagenet.glob("*/*/*.jpg"):
         copy = data / path.relative_to(imagenet)

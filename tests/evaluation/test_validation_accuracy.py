@@ -19,7 +19,7 @@ def graphs(monkeypatch):
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile(self, backend=count, **how))
     monkeypatch.setattr(speed_flags, "check_compiler", lambda _: None)
-    use_tiny_net(main_lincls, monkeypatch)
+    use_tiny_net(monkeypatch)
     torch.compiler.reset()
     yield seen
     torch.compiler.reset()
@@ -46,7 +46,7 @@ def test_the_validation_needs_no_graph_of_its_own(imagenet, tmp_path, graphs, ca
 
 def test_evaluate_makes_no_graph_for_training(imagenet, tmp_path, monkeypatch, call):
     """Nothing requires a gradient, and the network is not wrapped for several processes."""
-    use_tiny_net(main_lincls, monkeypatch)
+    use_tiny_net(monkeypatch)
     plain = [word for word in words(imagenet, tmp_path) if word != "--compile"]
     assert call(main_lincls.main, *plain)[0] == 0
     validate, seen = main_lincls.validate, []

@@ -172,7 +172,7 @@ def test_the_metadata_of_safetensors(file, about, runs, call):
     with safetensors.safe_open("b.safetensors", "pt") as opened:
         data = opened.metadata()
     assert tuple(data[key] for key in ("run", "epoch", "step", "designs", "crop_size")) == about
-    assert (data["architecture"], data["encoder"], data["format"]) == (NET, "encoder_q", "pt")
+    assert (data["architecture"], data["stem"], data["encoder"]) == (NET, "imagenet", "encoder_q")
     assert (data["mean"], data["std"]) == ("(0.485, 0.456, 0.406)", "(0.229, 0.224, 0.225)")
 
 
@@ -260,7 +260,7 @@ def test_a_file_that_does_not_load_alike_is_reported(fault, runs, call, monkeypa
     elif fault == "features":
         other = models.get_model(SHUFFLENET)
         other.fc = torch.nn.Identity()
-        monkeypatch.setattr(form, "load", lambda path, arch: (other.eval().requires_grad_(False), "x"))
+        monkeypatch.setattr(form, "load", lambda path, arch, stem: (other.eval().requires_grad_(False), "x"))
     else:
         monkeypatch.setattr(form, "write", lambda tensors, metadata, file: file.write(b"x"))
     with pytest.raises(SystemExit) as stop:

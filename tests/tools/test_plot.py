@@ -21,7 +21,7 @@ def test_runs_of_both_scripts_in_one_folder(imagenet, tmp_path, monkeypatch, cal
     folder, drawn = tmp_path / "both", []
     words = [imagenet, "-a", "resnet18", "--crop-size", "32", "-b", "24", "-j", "0", "-p", "2", "--output-dir", folder]
     for script, more in ((main_moco, ["--moco-k", "64"]), (main_lincls, ["--pretrained", "none"])):
-        use_tiny_net(script, monkeypatch)
+        use_tiny_net(monkeypatch)
         assert call(script.main, *words, *more, "--epochs", "1", "--seed", "1")[0] == 0
     draw = curve_figure.draw
     monkeypatch.setattr(curve_figure, "draw", lambda *args: drawn.append(draw(*args)) or figure.Figure((1, 1)))

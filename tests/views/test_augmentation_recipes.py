@@ -10,7 +10,15 @@ from moco.asymmetry.asym_aug import asym_aug_plan
 from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import multicrop_plan
 from moco.asymmetry.scalemix import mix_box, scalemix_plan
-from moco.views.augmentation_recipes import RULES, View, ViewPlan, baseline_plan
+from moco.views.augmentation_recipes import (
+    DEFAULTS,
+    RULES,
+    View,
+    ViewPlan,
+    baseline_plan,
+    field_in_words,
+    parse_field,
+)
 
 DESIGNS = [multicrop_plan, scalemix_plan, asym_aug_plan, mean_encoding_plan]
 
@@ -50,6 +58,77 @@ def test_the_words_tell_every_design_apart():
     assert len(lines) == 5
     for line in lines:
         assert line.startswith("source: ") and " | target: " in line and "\n" not in line
+
+
+RECIPE = {"jitter": (0.8, 0.8, 0.8, 0.2), "blur_p": 0.0, "flip_p": 0.0, "ratio": (1.0, 1.0)}
+
+
+def test_a_changed_recipe_is_that_of_every_view_but_for_the_designs_own_fields():
+    for scale in ((0.5, 1.0), (0.2, 1.0)):
+        results = set()
+        for order in permutations([lambda plan, s=scale: multicrop_plan(plan, 24, s), *DESIGNS[1:]]):
+            plan = baseline_plan(48, scale=scale, **RECIPE)
+            for design in order:
+                plan = design(plan)
+            results.add(plan)
+        (plan,) = results
+        assert plan.source == (View(48, scale, **RECIPE, randaugment=True, mix_box=mix_box),)
+        assert plan.mini == (View(24, (0.05, 0.14), **RECIPE),) * 6
+        weak = {**RECIPE, "jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0}
+        assert plan.target == (View(48, (0.08, 1.0), **weak),) * 2
+
+
+def test_the_words_show_what_differs_from_moco_v2():
+    assert str(View(32)) == "32px crop 0.2-1 jitter gray blur flip"
+    everything = View(32, (0.1, 0.9), (1.0, 2.0), (0, 0, 0, 0.5), 0.1, 0.3, (1.0, 1.0), 1.0, 0.25)
+    assert str(everything) == (
+        "32px crop 0.1-0.9 (ratio=1,2) jitter (jitter_p=0.1 jitter=0,0,0,0.5) gray (gray_p=0.3) "
+        "blur (blur_p=1 sigma=1,1) flip (flip_p=0.25)"
+    )
+    assert str(View(32, jitter_p=0, gray_p=0, blur_p=0, flip_p=0, jitter=(0, 0, 0, 0))) == "32px crop 0.2-1"
+
+
+def test_a_field_is_parsed_and_written_in_one_way():
+    for text in ("scale=0.2,1", "scale=0.20,1.0", "scale=2e-1,1"):
+        assert parse_field(text) == ("scale", (0.2, 1.0)) and field_in_words(*parse_field(text)) == "scale=0.2,1"
+    assert parse_field("blur_p=-0") == ("blur_p", 0) and field_in_words("blur_p", -0.0) == "blur_p=0"
+    third = field_in_words("jitter_p", 1 / 3)
+    assert parse_field(third) == ("jitter_p", 1 / 3)  # no digit is lost
+    for name, value in DEFAULTS.items():
+        assert parse_field(field_in_words(name, value)) == (name, value)
+
+
+FORM = "is no FIELD=VALUE with a FIELD of scale, ratio, jitter, jitter_p, gray_p, sigma, blur_p, flip_p; give one, as"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("blur_p", FORM),
+        ("blurp=0", FORM),
+        ("size=32", FORM),
+        ("randaugment=1", FORM),
+        ("=", FORM),
+        ("blur_p=", "the blur_p must be a probability from 0 to 1; the default is blur_p=0.5"),
+        ("blur_p=2", "the blur_p must be a probability from 0 to 1; the default is blur_p=0.5"),
+        ("blur_p=nan", "the blur_p must be a probability"),
+        ("blur_p=0,1", "the blur_p must be a probability"),
+        ("scale=0.2", "the scale must be a tuple (low, high) with 0 < low <= high <= 1; the default is scale=0.2,1"),
+        ("scale=0,1", "the scale must be a tuple"),
+        ("scale=0.2,1,1", "the scale must be a tuple"),
+        ("scale=a,1", "the scale must be a tuple"),
+        (
+            "jitter=0.4",
+            "four strengths from 0 to 1000, of which the hue's is at most 0.5; the default is jitter=0.4,0.",
+        ),
+        ("jitter=0.4,0.4,0.4,0.6", "four strengths"),
+        ("sigma=0,inf", "the sigma must be a tuple (low, high) with 0 <= low"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_refused(text, message):
+    with pytest.raises(ValueError) as error:
+        parse_field(text)
+    assert str(error.value).startswith(repr(text)) and message in str(error.value) and "\n" not in str(error.value)
 
 
 def constant(*box):

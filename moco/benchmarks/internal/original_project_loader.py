@@ -26,14 +26,14 @@ class RandAugment:
 
 def recipe(view):
     """The transform that the original would write for a View."""
-    steps = [transforms.RandomResizedCrop(view.size, scale=view.scale)]
+    steps = [transforms.RandomResizedCrop(view.size, scale=view.scale, ratio=view.ratio)]
     if view.jitter_p:
         steps.append(transforms.RandomApply([transforms.ColorJitter(*view.jitter)], p=view.jitter_p))
     if view.gray_p:
         steps.append(transforms.RandomGrayscale(p=view.gray_p))
     if view.blur_p:
         steps.append(transforms.RandomApply([GaussianBlur(view.sigma)], p=view.blur_p))
-    steps.append(transforms.RandomHorizontalFlip())
+    steps.append(transforms.RandomHorizontalFlip(view.flip_p))
     if view.randaugment:
         steps.append(RandAugment())
     steps += [transforms.ToTensor(), transforms.Normalize(mean=MEAN, std=STD)]

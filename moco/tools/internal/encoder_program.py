@@ -12,7 +12,7 @@ import torch
 
 from moco.data.worker_processes import STOP_SIGNALS
 from moco.distributed import all_sum, is_initialized, rank, world_size
-from moco.engine.architectures import architectures
+from moco.engine.architectures import STEMS, architectures
 from moco.engine.command_line import PROCESSES, Parser, number
 from moco.engine.early_signals import EXIT_CODE, signal_name
 from moco.engine.launch_plan import Launch, memory
@@ -44,6 +44,8 @@ class EncoderParser(Parser):
         add("dir", metavar="DIR", help=dir_help)
         help = f"network (default: that of the checkpoint; for none: {ARCH})"
         add("-a", "--arch", metavar="ARCH", choices=architectures(), help=help)
+        help = "first layers of a ResNet; small is the stem for small images (default: that of the checkpoint)"
+        add("--stem", choices=STEMS, help=help)
         help = f"side of the network's input images (default: the checkpoint's, or {CROP_SIZE} if it names none)"
         add("--crop-size", metavar="PX", type=some, help=help)
         add("-b", "--batch-size", metavar="N", type=some, default=256, help="images per step over all processes")
@@ -61,8 +63,9 @@ class EncoderParser(Parser):
             ValueError: the checkpoint or a flag does not fit.
         """
         launch = launch_of(args)
-        encoder = open_encoder(args.checkpoint, args.arch, args.crop_size, projected)
-        check_views((View(encoder.crop_size),), encoder.arch, args.batch_size, launch.local)
+        encoder = open_encoder(args.checkpoint, args.arch, args.crop_size, projected, stem=args.stem)
+        view = View(encoder.crop_size)
+        check_views((view,), encoder.arch, args.batch_size, launch.local, stem=encoder.stem)
         return replace(encoder, checkpoint={})
 
 

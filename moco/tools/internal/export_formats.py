@@ -11,13 +11,12 @@ import re
 
 import numpy as np
 import torch
-from torchvision import models
 
-from moco.engine.architectures import architectures
+from moco.engine.architectures import SMALL, architectures, is_resnet, make_network, shrink_stem
 from moco.evaluation.frozen_backbone import freeze
 from moco.views.normalize import MEAN, STD
 
-RESNETS = [name for name in architectures() if "resne" in name]  # also ResNeXt and wide ResNets
+RESNETS = [name for name in architectures() if is_resnet(name)]  # also ResNeXt and wide ResNets
 
 TIMM = {name: name for name in RESNETS} | {
     "regnet_x_400mf": "regnetx_004_tv",
@@ -49,6 +48,10 @@ DETECTRON2 = {  # settings of MODEL.RESNETS
     "wide_resnet50_2": {"DEPTH": 50, "WIDTH_PER_GROUP": 128},
     "wide_resnet101_2": {"DEPTH": 101, "WIDTH_PER_GROUP": 128},
 }
+SMALL_STEM = [  # what `shrink_stem` does, in the user's program
+    "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)",
+    "model.maxpool = torch.nn.Identity()",
+]
 INPUT = f"# Input: N x 3 x H x W, RGB from 0 to 1, minus {MEAN}, divided by {STD}"
 FEATURES = ("model.fc = torch.nn.Identity()  # so that the output is the features", "model.eval()")
 
@@ -57,11 +60,13 @@ class Torchvision:
     """Plain state dicts, which torchvision's own networks load. The other formats differ from it where they must.
 
     Attributes:
-        networks: the known architectures, as keys. endings: of a file's name; the first is the usual one.
+        networks: the known architectures, as keys. small_stem: whether its ResNets can get the small stem.
+        endings: of a file's name; the first is the usual one.
         package: which reads the files, if the project does not need it otherwise. header: the line above `usage`.
     """
 
     networks = dict.fromkeys(architectures())
+    small_stem = True
     endings = (".pth", ".pt")
     package = None
     header = "Load it in Python:"
@@ -78,29 +83,30 @@ class Torchvision:
         """The tensors of a file, by the library's names."""
         return torch.load(path, weights_only=True)
 
-    def load(self, path, arch):
+    def load(self, path, arch, stem):
         """Loads a file as its users will.
 
         Returns:
             (frozen network from images to features, what has loaded it, in words).
         """
-        network = models.get_model(arch)
+        network = make_network(arch, stem)
         names = {self.tensor_name(name): name for name in network.state_dict()}
         network.load_state_dict({names[name]: tensor for name, tensor in self.read(path).items()}, strict=False)
         return freeze(network)[0], "torchvision"
 
-    def usage(self, path, arch):
+    def usage(self, path, arch, stem):
         """The lines that a user copies."""
         return [
             INPUT,
             "import torch, torchvision",
-            *_load_state_dict(arch, f"torch.load({path!r}, weights_only=True)"),
+            *_load_state_dict(arch, stem, f"torch.load({path!r}, weights_only=True)"),
         ]
 
 
-def _load_state_dict(arch, tensors):
+def _load_state_dict(arch, stem, tensors):
     return [
         f"model = torchvision.models.{arch}()",
+        *SMALL_STEM * (stem == SMALL),
         f"model.load_state_dict({tensors}, strict=False)  # only fc is missing",
         *FEATURES,
     ]
@@ -119,16 +125,23 @@ class Timm(Torchvision):
         layer = r"^(stem|s\d\.b\d+\.(?:conv\d|downsample))\.([01])\."
         return re.sub(layer, lambda found: f"{found[1]}.{('conv', 'bn')[int(found[2])]}.", name)
 
-    def load(self, path, arch):
+    def load(self, path, arch, stem):
         if importlib.util.find_spec("timm"):
             import timm
 
             if timm.is_model(TIMM[arch]):
-                network = timm.create_model(TIMM[arch], num_classes=0, checkpoint_path=path)
+                how = {} if stem == SMALL else {"checkpoint_path": path}
+                network = timm.create_model(TIMM[arch], num_classes=0, **how)
+                if stem == SMALL:
+                    shrink_stem(network).load_state_dict(self.read(path))
                 return network.requires_grad_(False).eval(), f"timm {timm.__version__}"
-        return super().load(path, arch)[0], "torchvision after renaming, since timm is missing or too old"
+        return super().load(path, arch, stem)[0], "torchvision after renaming, since timm is missing or too old"
 
-    def usage(self, path, arch):
+    def usage(self, path, arch, stem):
+        if stem == SMALL:
+            model = f"model = timm.create_model({TIMM[arch]!r}, num_classes=0)"
+            load = f"model.load_state_dict(torch.load({path!r}, weights_only=True))"
+            return [INPUT, "import timm, torch", model, *SMALL_STEM, load]
         return [
             INPUT,
             "import timm",
@@ -140,6 +153,7 @@ class Detectron2(Torchvision):
     """Pickled NumPy arrays with detectron2's names, for its setting MODEL.WEIGHTS."""
 
     networks = DETECTRON2
+    small_stem = False
     endings = (".pkl",)
     header = "Put this into detectron2's configuration:"
 
@@ -159,10 +173,10 @@ class Detectron2(Torchvision):
         with open(path, "rb") as file:
             return {name: torch.from_numpy(array) for name, array in pickle.load(file)["model"].items()}
 
-    def load(self, path, arch):
-        return super().load(path, arch)[0], "torchvision after renaming (detectron2 itself was not tried)"
+    def load(self, path, arch, stem):
+        return super().load(path, arch, stem)[0], "torchvision after renaming (detectron2 itself was not tried)"
 
-    def usage(self, path, arch):
+    def usage(self, path, arch, stem):
         mean, std = (", ".join(f"{255 * value:.3f}" for value in values) for values in (MEAN, STD))
         lines = ["# MoCo's detection runs also train every layer: BACKBONE.FREEZE_AT 0 and RESNETS.NORM SyncBN"]
         if DETECTRON2[arch]["DEPTH"] < 50:
@@ -208,9 +222,9 @@ class Safetensors(Torchvision):
 
         return load_file(path)
 
-    def usage(self, path, arch):
+    def usage(self, path, arch, stem):
         imports = ["import torch, torchvision", "from safetensors.torch import load_file"]
-        return [INPUT, *imports, *_load_state_dict(arch, f"load_file({path!r})")]
+        return [INPUT, *imports, *_load_state_dict(arch, stem, f"load_file({path!r})")]
 
 
 FORMATS = {

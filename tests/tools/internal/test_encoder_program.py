@@ -104,7 +104,7 @@ def work(encoding, image, other):
 
 def test_a_network_with_many_tensors_is_sent_without_shared_memory(checkpoints, monkeypatch):
     """A process may often open only 1024 files, and torch would open one for each tensor."""
-    args = options(checkpoint=checkpoints["own"], arch=None, crop_size=None, nproc=2)
+    args = options(checkpoint=checkpoints["own"], arch=None, stem=None, crop_size=None, nproc=2)
     encoder = EncoderParser("", "m", "", "").open(args)
     assert encoder.checkpoint == {}  # the optimizer and the other encoder are not sent
     sent, image = [], torch.rand(1, 3, 32, 32)
