@@ -1,7 +1,7 @@
 """The size of a JPEG, read from its header without decoding it.
 
-Pillow needs 50 us for that, a tenth of the time of decoding a photograph. This reader knows what most photographs
-have, and nothing else: if it returns a size, then Pillow accepts the header, too, and finds the same size.
+Pillow needs 20 to 50 us for that, this reader 4. It knows what most photographs have, and nothing else: if it returns
+a size, then Pillow accepts the header, too, and finds the same size.
 """
 
 from struct import unpack_from
