@@ -2,6 +2,7 @@
 
 import torch
 
+from moco.data.image_decoding import DECODER, WHY_NO_FASTER
 from moco.engine.architectures import SMALL
 from moco.engine.disk_space import size_of
 from moco.engine.launch_plan import cores
@@ -14,7 +15,7 @@ FEW_STEPS = 100  # a training of fewer steps learns next to nothing
 
 
 def report(args, launch, device, start, workers):
-    """Prints the small stem, the seed, the devices and, after a resume, how much is done.
+    """Prints the small stem, the seed, the devices, the decoder of JPEGs and, after a resume, how much is done.
 
     Args:
         args: the options. launch: a Launch. device: of this process.
@@ -33,6 +34,7 @@ def report(args, launch, device, start, workers):
     group = f", {launch.backend}" if launch.backend else ""
     plural = "s" * (workers != 1)
     say(f"devices: {launch.world} x {device.type} ({name}{group}), {workers} data worker{plural} each")
+    say(f"JPEG decoder: {DECODER.name}{WHY_NO_FASTER}")
     epochs, steps = start
     more = f" and {steps} steps" * bool(steps)
     if args.resume and getattr(args, "evaluate", False):

@@ -8,11 +8,29 @@ import zlib
 import numpy as np
 import pytest
 import torch
-import torchvision.transforms.functional as TF
 from PIL import Image
 
-from moco.data import image_reading
+from moco.data import image_reading, jpeg_decoders
 from moco.data.file_list import ImageFolder
+from moco.data.image_decoding import decode_jpeg, decode_to_pil, decode_to_tensor
+from moco.data.image_reading import BadImageError
+from moco.data.jpeg_decoders import LIBRARIES, PILLOW, Decoder
+from tests.data import jpegs
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The image decoding and encoding capabilities of TorchVision:DeprecationWarning",
+    "ignore:Image appears to be a malformed MPO file:UserWarning",
+    "ignore:Corrupt EXIF data:UserWarning",
+)
+
+
+@pytest.fixture(params=[*LIBRARIES, "Pillow"])
+def decoder(request):
+    """Each Decoder that works here."""
+    try:
+        return PILLOW if request.param == "Pillow" else jpeg_decoders.load(request.param)
+    except Exception as error:
+        pytest.skip(f"{request.param} can't be used: {error}")
 
 
 def test_every_mode_becomes_rgb(tmp_path):
@@ -38,20 +56,55 @@ def test_deep_greys_keep_their_upper_byte_and_floats_are_refused(tmp_path):
         folder.load(1)
 
 
-def test_tensors_have_the_pixels_of_pillow(imagenet, tmp_path):
+def test_both_ways_give_equal_pixels(imagenet, tmp_path):
     (tmp_path / "a").mkdir()
-    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (19, 27, 3), dtype=np.uint8))
+    rgb = jpegs.noise(27, 19)
     for mode, ending in (("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("L", "jpg"), ("RGB", "jpg")):
         rgb.convert(mode).save(tmp_path / "a" / f"{mode}.{ending}")
     rgb.save(tmp_path / "a" / "mislabelled.png", format="JPEG")
-    rgb.save(tmp_path / "a" / "subsampled.jpg", subsampling=2, quality=60, progressive=True)
     for root in (tmp_path, imagenet / "val"):
         folder = ImageFolder(root)
         for i in range(len(folder)):
             pixels = folder.load_tensor(i)
             assert pixels.dtype == torch.uint8 and pixels.is_contiguous()
-            gap = (pixels.permute(2, 0, 1).float() - TF.pil_to_tensor(folder.load(i)).float()).abs()
-            assert gap.mean() < 0.5, folder.path(i)
+            with Image.open(folder.path(i)) as image:
+                assert np.array_equal(pixels, image.convert("RGB")), folder.path(i)
+            assert np.array_equal(pixels, folder.load(i)), folder.path(i)
+
+
+KINDS = {**jpegs.PLAIN, **jpegs.OTHER, **jpegs.EITHER, **jpegs.REFUSED}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_decoder_gives_the_pixels_of_pillow_or_refuses_the_file_as_pillow_does(kind, decoder):
+    data = KINDS[kind]
+    expected = jpegs.pillow(data)
+    assert kind in jpegs.EITHER or (expected is None) == (kind in jpegs.REFUSED)
+    if expected is None:
+        for decode in (decode_to_pil, decode_to_tensor):
+            with pytest.raises(BadImageError, match=r"can't decode the image 'x\.jpg': .*; repair or remove it"):
+                decode(data, "x.jpg", decoder)
+        return
+    pixels, image = decode_to_tensor(data, "x.jpg", decoder), decode_to_pil(data, "x.jpg", decoder)
+    assert pixels.dtype == torch.uint8 and pixels.is_contiguous() and np.array_equal(pixels, expected)
+    assert image.mode == "RGB" and np.array_equal(image, expected)
+    if kind not in jpegs.EITHER:
+        assert (decode_jpeg(data, decoder) is None) == (decoder is PILLOW)  # otherwise Pillow has decoded it
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "L", "restart_marker_blocks": 1}])
+def test_truncated_files_stay_refused(options, decoder):
+    data = jpegs.jpeg(17, 9, exif=jpegs.exif(6), **options)
+    for n in range(0, len(data) - 1, 7):
+        assert jpegs.pillow(data[:n]) is None and decode_jpeg(data[:n], decoder) is None, n
+
+
+def test_a_header_that_promises_too_many_pixels_is_not_decoded():
+    decoded = []
+    data = jpegs.framed(jpegs.jpeg(), size=(13000, 14000))  # 182 million
+    assert decode_jpeg(data, Decoder("a decoder", decoded.append)) is None and not decoded
+    with pytest.raises(BadImageError, match="exceeds limit"):
+        decode_to_pil(data, "x.jpg")
 
 
 def test_a_file_that_is_no_image_is_named_on_the_fast_path_too(tmp_path):
@@ -71,28 +124,18 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-def jpeg(tmp_path, width=None, height=None):
-    """A JPEG, whose header may promise another size."""
-    Image.new("RGB", (40, 30), (200, 100, 50)).save(tmp_path / "small.jpg")
-    data = bytearray((tmp_path / "small.jpg").read_bytes())
-    at = data.index(b"\xff\xc0") + 5
-    if width:
-        data[at : at + 4] = struct.pack(">HH", height, width)
-    return bytes(data)
-
-
 HOSTILE = {
-    "empty": lambda tmp: b"",
-    "a JPEG cut short": lambda tmp: jpeg(tmp)[:-100],
-    "a JPEG's first bytes": lambda tmp: b"\xff\xd8\xff",
-    "a JPEG that promises 12 gigabytes": lambda tmp: jpeg(tmp, 65500, 65500),
-    "a PNG that promises 3 terabytes": lambda tmp: png(10**6, 10**6),
-    "a PNG without pixels": lambda tmp: png(0, 5),
-    "a PNG cut short": lambda tmp: png(30, 30),
-    "PostScript, which Pillow would hand to another program": lambda tmp: (
+    "empty": b"",
+    "a JPEG cut short": jpegs.jpeg()[:-100],
+    "a JPEG's first bytes": b"\xff\xd8\xff",
+    "a JPEG that promises 12 gigabytes": jpegs.framed(jpegs.jpeg(), size=(65500, 65500)),
+    "a PNG that promises 3 terabytes": png(10**6, 10**6),
+    "a PNG without pixels": png(0, 5),
+    "a PNG cut short": png(30, 30),
+    "PostScript, which Pillow would hand to another program": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
     ),
-    "a web page": lambda tmp: b"<!DOCTYPE html><html></html>",
+    "a web page": b"<!DOCTYPE html><html></html>",
 }
 
 
@@ -100,7 +143,7 @@ HOSTILE = {
 def test_hostile_files_are_refused_by_name(kind, tmp_path):
     (tmp_path / "data" / "a").mkdir(parents=True)
     path = tmp_path / "data" / "a" / "x.jpg"
-    path.write_bytes(HOSTILE[kind](tmp_path))
+    path.write_bytes(HOSTILE[kind])
     folder = ImageFolder(tmp_path / "data")
     for load in (folder.load, folder.load_tensor):
         with pytest.raises(OSError, match=re.escape(f"can't decode the image {str(path)!r}: ")):

@@ -1,9 +1,12 @@
 """What a run prints at its start, and its advice."""
 
 import pytest
+import torch
 
 import main_moco
+from moco.data import image_decoding
 from moco.engine import startup_report
+from moco.engine.launch_plan import Launch
 from moco.engine.startup_report import batchnorm_report
 from moco.engine.step_timer import StepTimer
 
@@ -26,6 +29,15 @@ def test_an_epoch_that_waited_gets_one_line_of_advice(waited, flags, advice, cap
     watch.data_time.update(waited, 100)
     startup_report.advise(watch, args.augment_on, args.workers < 16)
     assert capsys.readouterr().out == (f"{advice}\n" if advice else "")
+
+
+def test_the_start_says_which_decoder_decodes(monkeypatch, capsys):
+    monkeypatch.setattr(startup_report, "WHY_NO_FASTER", "; torchcodec is not installed")
+    args = main_moco.build_parser().parse_args(["D", "--seed", "1"])
+    args.run, args.fast = "12345678", None
+    startup_report.report(args, Launch("alone"), torch.device("cpu"), (0, 0), 1)
+    line = f"JPEG decoder: {image_decoding.DECODER.name}; torchcodec is not installed"
+    assert capsys.readouterr().out.splitlines().count(line) == 1
 
 
 def test_words():
