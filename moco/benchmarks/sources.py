@@ -117,7 +117,7 @@ def bench(sources, seconds, rng):
     rates, task = {key: [] for key in keys}, Progress("sources", ROUNDS * len(keys), "measurements")
     for turn in range(ROUNDS):
         order = rng.permutation(len(sources["tar"][1])).tolist()
-        for kind, name in keys if turn % 2 else keys[::-1]:
+        for kind, name in keys[::-1] if turn % 2 else keys:
             images, indices = sources[name]
             some = [indices[j] for j in order]
             rates[kind, name].append(rate(getattr(images, KINDS[kind]), some, seconds / len(keys) / ROUNDS))

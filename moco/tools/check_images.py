@@ -125,7 +125,7 @@ def check(folder, processes, smallest):
             small += 1
     if len(broken) < n:
         report(sizes[: n - len(broken)], formats, modes)
-    say(f"checked {n:,} images: {len(broken):,} broken, {small:,} with a side of less than {smallest} px")
+    say(f"checked: {n:,}; broken: {len(broken):,}; with a side of less than {smallest} px: {small:,}")
     return broken
 
 
