@@ -17,7 +17,6 @@ import io
 import multiprocessing
 import os
 import random
-import resource
 import tempfile
 import zipfile
 import zlib
@@ -36,6 +35,7 @@ from moco.engine.checkpoint_resume import check_resumable, restore
 from moco.engine.command_line import SEED, Parser, number, output_folder
 from moco.engine.pretrained_backbone import backbone_for
 from moco.engine.progress import Progress
+from moco.tools.internal.crash_proof_map import limit_memory
 
 OPTIONS = {"arch": "resnet18", "seed": 1}
 SECONDS, MEMORY = 20, 3 * 2**30  # limits for reading one file: time, and bytes in addition to those of an idle process
@@ -170,9 +170,7 @@ KINDS = {"images": (images, read_image), "checkpoints": (checkpoints, read_check
 
 def _serve(connection):
     """Reads files for the parent process, with limited memory."""
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    limit_memory(MEMORY)
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # decoders print warnings about most files
     while True:

@@ -28,9 +28,10 @@ import numpy as np
 from moco.data.file_list import ImageFolder
 from moco.distributed import from_all, from_rank_0, rank
 from moco.engine.command_line import existing_part, output_file, output_folder
+from moco.engine.stop_signals_raise import stop_signals_raise
 from moco.evaluation.features import encode
 from moco.pipe_safe_print import say
-from moco.tools.internal.encoder_program import EncoderParser, start, stop_signals_raise
+from moco.tools.internal.encoder_program import EncoderParser, start
 
 FEATURES, LABELS, CLASSES, PATHS = "features.npy", "labels.npy", "classes.txt", "paths.txt"
 

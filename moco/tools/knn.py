@@ -22,10 +22,11 @@ import json
 from moco.distributed import rank
 from moco.engine.command_line import number
 from moco.engine.size_checks import process_memory
+from moco.engine.stop_signals_raise import stop_signals_raise
 from moco.evaluation.knn import K, accuracy_line, knn_accuracy, left_out_line
 from moco.evaluation.knn_images import check_features, check_k, labelled_splits
 from moco.pipe_safe_print import say
-from moco.tools.internal.encoder_program import EncoderParser, launch_of, start, stop_signals_raise
+from moco.tools.internal.encoder_program import EncoderParser, launch_of, start
 
 
 def main(argv=None):

@@ -28,11 +28,12 @@ from moco.data.passed_over_files import plural
 from moco.data.view_datasets import CentralViews
 from moco.distributed import copy_from_rank_0, rank
 from moco.engine.command_line import SEED, number, output_file
+from moco.engine.stop_signals_raise import stop_signals_raise
 from moco.evaluation.features import encode
 from moco.evaluation.knn import NearestNeighbours
 from moco.evaluation.pretrained_encoder import open_encoder
 from moco.pipe_safe_print import say
-from moco.tools.internal.encoder_program import EncoderParser, start, stop_signals_raise
+from moco.tools.internal.encoder_program import EncoderParser, start
 from moco.tools.view_gallery import INK, PAPER, PICTURES
 from moco.views.normalize import normalize_images
 

@@ -7,6 +7,7 @@ import time
 
 import torch
 import torch.distributed as dist
+import torchvision
 
 from moco.distributed import from_rank_0, is_initialized
 from moco.engine.launch_plan import cores
@@ -97,6 +98,14 @@ def hardware(device):
     if os.path.exists("/proc/cpuinfo"):
         name = proc_line("/proc/cpuinfo", "model name").partition(":")[2].strip() or name
     return f"{name}, {cores()} cores"
+
+
+def versions():
+    """The machine and the versions of what the data path uses, in one line."""
+    return (
+        f"{platform.machine()}, {cores()} cores, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}"
+    )
 
 
 def product_tflops(device, precision):

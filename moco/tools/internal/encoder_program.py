@@ -1,32 +1,22 @@
 """What the programs that compute features share: their flags, their processes, and the options of a process."""
 
-import contextlib
-import math
 import pickle
-import signal
-import time
-import traceback
 from dataclasses import dataclass, replace
 
 import torch
 
-from moco.data.worker_processes import STOP_SIGNALS
-from moco.distributed import all_sum, is_initialized, rank, world_size
+from moco.distributed import all_sum, is_initialized, world_size
 from moco.engine.architectures import STEMS, architectures
 from moco.engine.command_line import PROCESSES, Parser, number
-from moco.engine.early_signals import EXIT_CODE, signal_name
 from moco.engine.launch_plan import Launch, memory
 from moco.engine.launch_processes import start_processes
-from moco.engine.preemption import ECHO, Stopped
 from moco.engine.progress import Progress
 from moco.engine.size_checks import check_views
+from moco.engine.stop_signals_raise import raise_at_stop_signals
 from moco.engine.training_run import BATCHES_OF_MEMORY, workers_per_process
 from moco.evaluation.pretrained_encoder import ARCH, CROP_SIZE, open_encoder
 from moco.loader import central_loader
-from moco.pipe_safe_print import say
 from moco.views.augmentation_recipes import View
-
-AGAIN = 0.1  # seconds from a stop signal within a destructor to the next try
 
 
 class EncoderParser(Parser):
@@ -98,40 +88,9 @@ def start(work, args, encoder, *rest):
 def _one_process(device, data):
     work, args, encoder, rest = pickle.loads(data)
     if is_initialized():
-        _raise_at_stop_signals()  # until this process has ended
+        raise_at_stop_signals()  # until this process has ended
     encoder.network.to(device, memory_format=torch.channels_last)
     work(Encoding(device, args, encoder), *rest)
-
-
-@contextlib.contextmanager
-def stop_signals_raise():
-    """Context manager in which a stop signal raises Stopped, so that nothing half-written stays. Rank 0 says it."""
-    before = _raise_at_stop_signals()
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _raise_at_stop_signals():
-    """Makes stop signals raise Stopped; returns the handlers before, by signal."""
-    said, raised = False, -math.inf
-
-    def stop(number, frame):
-        nonlocal said, raised
-        if not said and rank() == 0:
-            with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
-                say(f"stopped by {signal_name(number)}", True)
-        said = True
-        if any(f.f_code.co_name == "__del__" for f, _ in traceback.walk_stack(frame)):
-            signal.setitimer(signal.ITIMER_REAL, AGAIN)  # an exception would get lost here
-        elif time.monotonic() - raised > ECHO:  # otherwise a copy, as of Ctrl-C, which the launcher passes on
-            raised = time.monotonic()
-            raise Stopped(EXIT_CODE)
-
-    return {number: signal.signal(number, stop) for number in (*STOP_SIGNALS, signal.SIGALRM)}
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,16 @@
 """What the programs that compute features share: bad command lines, the processes, and stop signals."""
 
 import os
-import signal
-import time
 import types
 
 import pytest
 import torch
 
 from moco.data.file_list import ImageFolder
-from moco.data.worker_processes import STOP_SIGNALS
 from moco.engine import progress
-from moco.engine.preemption import Stopped
 from moco.evaluation.pretrained_encoder import open_encoder
 from moco.tools.internal import encoder_program
-from moco.tools.internal.encoder_program import EncoderParser, Encoding, launch_of, start, stop_signals_raise
+from moco.tools.internal.encoder_program import EncoderParser, Encoding, launch_of, start
 from tests.ranks import run_ranks
 from tests.tools.conftest import ARCH, CLOSE
 
@@ -116,46 +112,6 @@ def test_a_network_with_many_tensors_is_sent_without_shared_memory(checkpoints, 
     ((result, same),) = RESULTS
     torch.testing.assert_close(result, encoder.network(image), **CLOSE)
     assert same
-
-
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_stop_signal_raises_once(number, capsys, monkeypatch):
-    before = [signal.getsignal(n) for n in STOP_SIGNALS]
-    with stop_signals_raise():
-        with pytest.raises(Stopped) as stop:
-            os.kill(os.getpid(), number)
-        assert stop.value.code == 143
-        os.kill(os.getpid(), number)  # a copy: from the launcher, or from the terminal
-        monkeypatch.setattr(encoder_program, "ECHO", -1)
-        with pytest.raises(Stopped):  # the user repeats it, since the program still runs
-            os.kill(os.getpid(), number)
-    assert capsys.readouterr() == ("", f"stopped by {signal.Signals(number).name}\n")
-    assert [signal.getsignal(n) for n in STOP_SIGNALS] == before
-
-
-class Signalling:
-    """Its destructor receives a signal; Python would drop an exception there."""
-
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
-
-
-def test_a_stop_signal_within_a_destructor_raises_after_it(capsys):
-    with stop_signals_raise(), pytest.raises(Stopped):
-        Signalling()
-        time.sleep(10)
-    assert capsys.readouterr() == ("", "stopped by SIGTERM\n")
-    with stop_signals_raise():
-        Signalling()
-    time.sleep(2 * encoder_program.AGAIN)  # no timer is left
-
-
-def test_only_rank_0_says_it(monkeypatch, capsys):
-    monkeypatch.setattr(encoder_program, "rank", lambda: 1)
-    with stop_signals_raise(), pytest.raises(Stopped):
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert capsys.readouterr() == ("", "")
 
 
 def steps_of(imagenet):
