@@ -45,7 +45,7 @@ SMALL, FEW = 64, 200_000  # below them, other settings are sensible than for Ima
 def main(argv=None):
     parser = Parser(__doc__, __spec__.name, example="CIFAR10 downloads cifar10 --download")
     add = parser.add_argument
-    add("name", metavar="NAME", choices=names(), help="class of torchvision.datasets")
+    add("name", metavar="NAME", choices=names(), help="class of torchvision.datasets, one of " + ", ".join(names()))
     add("root", metavar="ROOT", help="folder from which torchvision reads the data set")
     add("out", metavar="OUT", type=output_folder, help="folder to write, which must be new or empty")
     add("--download", action="store_true", help="let torchvision download the data set to ROOT if it is not there")

@@ -1,6 +1,7 @@
 """What the items of a data set may be, and which splits are used; with classes that stand in for torchvision's."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -95,10 +96,26 @@ def test_splits(name, splits, unused, tmp_path):
     assert source.splits == splits and source.unused == unused
 
 
-def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
-    def missing(*_, root=None, split="train"):
-        raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (
+            ModuleNotFoundError("No module named 'scipy'", name="scipy"),
+            "needs the package scipy to read SVHN; install it",
+        ),
+        (RuntimeError("Do:\npip install x"), "can't read SVHN from 'data': Do:; give the right ROOT"),
+        (RuntimeError("Please pip install x"), "can't read SVHN from 'data': Please pip install x"),
+        (
+            RuntimeError("Not found. You may use download=True ..."),
+            "can't read SVHN from 'data': Not found; give the ",
+        ),
+    ],
+)
+def test_why_a_data_set_can_not_be_opened(error, message, monkeypatch):
+    def fails(*_, root=None, split="train"):
+        raise error
 
-    monkeypatch.setattr(datasets, "SVHN", type("SVHN", (fake([]),), {"__init__": missing}))
-    with pytest.raises(ValueError, match=r"^torchvision needs the package scipy to read SVHN; install it"):
-        Source("SVHN", tmp_path, False, {}).open()
+    monkeypatch.setattr(datasets, "SVHN", type("SVHN", (fake([]),), {"__init__": fails}))
+    with pytest.raises(ValueError, match=f"^torchvision {re.escape(message)}") as raised:
+        Source("SVHN", "data", False, {}).open()
+    assert ("pip install" in str(raised.value)) == ("pip install" in message) and "--download" not in str(raised.value)
