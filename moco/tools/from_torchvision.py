@@ -174,9 +174,11 @@ def report(out, counts, classes, side, unused):
     if VAL not in counts:
         say("note: there is no validation split; linear classification needs val/, with some images of each class")
     sized = ["--crop-size", str(min(side, 224))] * (side < 224)
-    small, few = side <= SMALL, sum(sizes.values()) < FEW
+    images = sizes[UNLABELED if UNLABELED in counts else TRAIN]
+    small, few = side <= SMALL, images < FEW
+    queue = 1 << max(8, min(12, images.bit_length() - 2))  # at most half of the images, but no less than a batch
     network = ["-a", "resnet18"] * few + sized
-    flags = network + ["--stem", "small", "--recipe", "blur_p=0"] * small + ["--moco-k", "4096"] * few
+    flags = network + ["--stem", "small", "--recipe", "blur_p=0"] * small + ["--moco-k", str(queue)] * few
     data = os.path.join(out, UNLABELED) if UNLABELED in counts else out
     run = os.path.join("runs", os.path.basename(os.path.abspath(out)))
     say("pretraining:")

@@ -39,7 +39,7 @@ def test_every_mode_is_seen_as_training_sees_the_original(mode, tmp_path, monkey
     image.info = {"transparency": 0, "icc_profile": b"profile"} if mode == "P" else {"icc_profile": b"profile"}
     monkeypatch.setattr(datasets, "CIFAR10", fake([(image, 0)]))
     code, said, _ = call(from_torchvision.main, "CIFAR10", tmp_path, tmp_path / "out")
-    assert code == 0 and "python main_moco.py -a resnet18 --moco-k 4096 --output-dir runs/out" in said
+    assert code == 0 and "python main_moco.py -a resnet18 --moco-k 256 --output-dir runs/out" in said
     assert "splits that are not written: trainval, test" in said
     with Image.open(tmp_path / "out" / "val" / "0" / "0.png") as written:
         assert written.mode == "RGB" and "icc_profile" not in written.info
