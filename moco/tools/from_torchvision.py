@@ -45,7 +45,7 @@ SMALL, FEW = 64, 200_000  # below them, other settings are sensible than for Ima
 def main(argv=None):
     parser = Parser(__doc__, __spec__.name, example="CIFAR10 downloads cifar10 --download")
     add = parser.add_argument
-    add("name", metavar="NAME", choices=names(), help="class of torchvision.datasets")
+    add("name", metavar="NAME", choices=names(), help="class of torchvision.datasets, one of " + ", ".join(names()))
     add("root", metavar="ROOT", help="folder from which torchvision reads the data set")
     add("out", metavar="OUT", type=output_folder, help="folder to write, which must be new or empty")
     add("--download", action="store_true", help="let torchvision download the data set to ROOT if it is not there")
@@ -174,9 +174,11 @@ def report(out, counts, classes, side, unused):
     if VAL not in counts:
         say("note: there is no validation split; linear classification needs val/, with some images of each class")
     sized = ["--crop-size", str(min(side, 224))] * (side < 224)
-    small, few = side <= SMALL, sum(sizes.values()) < FEW
+    images = sizes[UNLABELED if UNLABELED in counts else TRAIN]
+    small, few = side <= SMALL, images < FEW
+    queue = 1 << max(8, min(12, images.bit_length() - 2))  # at most half of the images, but no less than a batch
     network = ["-a", "resnet18"] * few + sized
-    flags = network + ["--stem", "small", "--recipe", "blur_p=0"] * small + ["--moco-k", "4096"] * few
+    flags = network + ["--stem", "small", "--recipe", "blur_p=0"] * small + ["--moco-k", str(queue)] * few
     data = os.path.join(out, UNLABELED) if UNLABELED in counts else out
     run = os.path.join("runs", os.path.basename(os.path.abspath(out)))
     say("pretraining:")

@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import struct
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def same(folder, theirs, shift=0):
         assert np.array_equal(folder.load(index), image.convert("RGB"))
 
 
-SMALL = ["-a", "resnet18", "--crop-size", "32", "--stem", "small", "--recipe", "blur_p=0", "--moco-k", "4096"]
+SMALL = ["-a", "resnet18", "--crop-size", "32", "--stem", "small", "--recipe", "blur_p=0", "--moco-k", "256"]
 
 
 def test_cifar10(tmp_path, monkeypatch, call):
@@ -114,7 +115,7 @@ def test_stl10_has_images_without_a_class(tmp_path, call):
     lines = said.splitlines()
     assert lines[0] == f"wrote '{out}': train/ 11 images, val/ 12 images, unlabeled/ 13 images"
     assert lines[2] == (
-        f"python main_moco.py -a resnet18 --crop-size 96 --moco-k 4096 --output-dir runs/stl {out}/unlabeled"
+        f"python main_moco.py -a resnet18 --crop-size 96 --moco-k 256 --output-dir runs/stl {out}/unlabeled"
     )
     both = tmp_path / "both"
     words = ["STL10", tmp_path / "data", both, "--option", "split=train+unlabeled", "--option", "folds=None"]
@@ -181,6 +182,16 @@ def test_a_data_set_without_splits_is_all_for_training(tmp_path, call):
 )
 def test_names_of_folders(classes, n, expected):
     assert folder_names(classes, n) == expected and sorted(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "images, flags",
+    [(50_000, ["--moco-k", "4096"]), (3680, ["--moco-k", "1024"]), (999, ["--moco-k", "256"]), (200_000, [])],
+)
+def test_the_queue_suits_the_number_of_images(images, flags, capsys):
+    from_torchvision.report("out", {"train": Counter({0: images})}, ["0"], 300, [])
+    words = capsys.readouterr().out.splitlines()[-1].split()
+    assert words[words.index("--output-dir") - len(flags) : -3] == flags and ("resnet18" in words) == bool(flags)
 
 
 def stopped(*_):

@@ -69,10 +69,9 @@ class Source:
             raise ValueError(f"torchvision needs the package {error.name} to read {self.name}; install it") from error
         except Exception as error:
             why = re.sub(r"\. You (can|may) use download=True.*", "", first_line(error))
-            way_out = ", or --download" if "download" in self.arguments and not self.download else ""
-            raise ValueError(
-                f"torchvision can't read {self.name} from {self.root!r}: {why}; give the right ROOT{way_out}"
-            ) from error
+            downloads = "download" in self.arguments and not self.download
+            way_out = "; give the right ROOT" + ", or --download" * downloads if "pip install" not in why else ""
+            raise ValueError(f"torchvision can't read {self.name} from {self.root!r}: {why}{way_out}") from error
 
     def _construct(self, download, selection):
         loading = {"download": download} if "download" in self.arguments else {}

@@ -1,6 +1,7 @@
 """What the items of a data set may be, and which splits are used; with classes that stand in for torchvision's."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_every_mode_is_seen_as_training_sees_the_original(mode, tmp_path, monkey
     image.info = {"transparency": 0, "icc_profile": b"profile"} if mode == "P" else {"icc_profile": b"profile"}
     monkeypatch.setattr(datasets, "CIFAR10", fake([(image, 0)]))
     code, said, _ = call(from_torchvision.main, "CIFAR10", tmp_path, tmp_path / "out")
-    assert code == 0 and "python main_moco.py -a resnet18 --moco-k 4096 --output-dir runs/out" in said
+    assert code == 0 and "python main_moco.py -a resnet18 --moco-k 256 --output-dir runs/out" in said
     assert "splits that are not written: trainval, test" in said
     with Image.open(tmp_path / "out" / "val" / "0" / "0.png") as written:
         assert written.mode == "RGB" and "icc_profile" not in written.info
@@ -95,10 +96,26 @@ def test_splits(name, splits, unused, tmp_path):
     assert source.splits == splits and source.unused == unused
 
 
-def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
-    def missing(*_, root=None, split="train"):
-        raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (
+            ModuleNotFoundError("No module named 'scipy'", name="scipy"),
+            "needs the package scipy to read SVHN; install it",
+        ),
+        (RuntimeError("Do:\npip install x"), "can't read SVHN from 'data': Do:; give the right ROOT"),
+        (RuntimeError("Please pip install x"), "can't read SVHN from 'data': Please pip install x"),
+        (
+            RuntimeError("Not found. You may use download=True ..."),
+            "can't read SVHN from 'data': Not found; give the ",
+        ),
+    ],
+)
+def test_why_a_data_set_can_not_be_opened(error, message, monkeypatch):
+    def fails(*_, root=None, split="train"):
+        raise error
 
-    monkeypatch.setattr(datasets, "SVHN", type("SVHN", (fake([]),), {"__init__": missing}))
-    with pytest.raises(ValueError, match=r"^torchvision needs the package scipy to read SVHN; install it"):
-        Source("SVHN", tmp_path, False, {}).open()
+    monkeypatch.setattr(datasets, "SVHN", type("SVHN", (fake([]),), {"__init__": fails}))
+    with pytest.raises(ValueError, match=f"^torchvision {re.escape(message)}") as raised:
+        Source("SVHN", "data", False, {}).open()
+    assert ("pip install" in str(raised.value)) == ("pip install" in message) and "--download" not in str(raised.value)
