@@ -15,4 +15,7 @@ def generator(purpose, seed, *address):
 
     The address is one or more integers, such as (epoch, image index) or (step). All are non-negative integers.
     """
-    return np.random.default_rng((purpose, seed, *address))
+    numbers = (purpose, seed, *address)
+    if max(numbers) < 2**32:  # then it is in the form to which numpy converts it, which halves the time
+        numbers = np.array(numbers, np.uint32)
+    return np.random.default_rng(numbers)

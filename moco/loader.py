@@ -16,6 +16,7 @@ from PIL import ImageFilter
 from torch.utils.data import DataLoader
 
 from moco.data.sampler import EpochBatchSampler
+from moco.data.shared_batch_ring import MOST, BatchRing
 from moco.data.view_datasets import CentralViews, RandomCrops, RandomViews
 from moco.data.worker_processes import start_worker, stop_signals_held
 from moco.distributed import rank, world_size
@@ -49,12 +50,12 @@ def training_loader(
     """
     batches = EpochBatchSampler(len(folder), batch, seed, drop_last)
     own = batch // world_size()
-    if augment_on == "cpu":
-        dataset = RandomViews(folder, views, seed, substitutes)
-        return make_loader(dataset, workers, pinned_bytes(dataset, own), room, batch_sampler=batches)
-    dataset = RandomCrops(folder, views, seed, substitutes)
+    dataset = (RandomViews if augment_on == "cpu" else RandomCrops)(folder, views, seed, substitutes)
     size = pinned_bytes(dataset, own)
-    return make_loader(dataset, workers, size, room, batch_sampler=batches, collate_fn=already_a_batch)
+    loader = make_loader(dataset, workers, size, room, batch_sampler=batches, collate_fn=already_a_batch)
+    if slots := slots_of(loader, size, room):
+        dataset.ring = BatchRing(dataset.empty, own, slots)
+    return loader
 
 
 def already_a_batch(batch):
@@ -133,6 +134,23 @@ def in_flight(workers, size, room):
         if workers * ahead * size <= room:
             return workers, ahead
     return max(1, int(room // size)), 1
+
+
+def slots_of(loader, size, room):
+    """How many slots of a BatchRing the data workers of a loader need; 0 if they are not forked.
+
+    With pinned memory, a slot is free as soon as its batch is copied. Without, every batch in advance needs one, and
+    so do the batch that the training reads and the next one, which arrives before the training drops the former.
+
+    Args:
+        loader: from make_loader, before its workers start. size: of a batch in bytes. room: bytes that all slots and
+            pinned copies may fill.
+    """
+    if loader.multiprocessing_context is None:  # other systems do not fork: the ring would not reach the workers
+        return 0
+    waiting = loader.num_workers * loader.prefetch_factor
+    wanted, room = (loader.num_workers, room - waiting * size) if loader.pin_memory else (waiting, room)
+    return max(0, int(min(wanted + 2, room / size, MOST)))
 
 
 class GaussianBlur:

@@ -1,12 +1,13 @@
 """Measures the data path in images per second and core: ours in both forms, and the original's.
 
-    python -m moco.benchmarks.loader DIR [--enable-multicrop ...] [--workers N] [--seconds S] [--json]
+    python -m moco.benchmarks.loader DIR [--enable-multicrop ...] [--workers N] [--seconds S] [--lightly] [--json]
 
 Three loaders are timed alternately in one process, with the same number of workers, so that other load on the machine
 affects all of them alike:
     device    the workers only decode and crop; the rest is left to the device
     cpu       Pillow does everything in the workers, with the same random draws
     original  torchvision's PIL transforms, ImageFolder and the default collate function; floats leave the workers
+With --lightly, lightly's MoCoV2Transform is a fourth; it has the baseline's two views, whatever the designs.
 The floor is what a CPU must do in any case, decoding and cropping, in bare loops without a loader.
 """
 
@@ -30,6 +31,7 @@ import torchvision
 from torch.multiprocessing import get_context
 
 import main_moco
+from moco.benchmarks.internal.lightly_loader import lightly_loader
 from moco.benchmarks.internal.measuring import timed
 from moco.benchmarks.internal.original_project_loader import original_loader
 from moco.data.file_list import ImageFolder
@@ -54,6 +56,7 @@ def main(argv=None):
     add("--mini-crop-size", metavar="PX", type=side, help="side of the small views (default: 96/224 of --crop-size)")
     add("--workers", metavar="N", type=PROCESSES, default=cores(), help="number of data workers")
     add("--seconds", metavar="S", type=SECONDS, default=60, help="total measuring time")
+    add("--lightly", action="store_true", help="time lightly's MoCoV2Transform, too, which must be installed")
     add("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args(argv)
     try:
@@ -81,7 +84,9 @@ def bench(folder, plan, args):
         "cpu": endless(training_loader(folder, plan.views, BATCH, 0, args.workers)),
         "original": endless(original_loader(folder.root, plan, BATCH, args.workers)),
     }
-    batches = {name: next(loader) for name, loader in loaders.items()}
+    if args.lightly:
+        loaders["lightly"] = endless(lightly_loader(folder.root, args.crop_size, BATCH, args.workers))
+    sizes = {f"bytes_{name}": size_of(next(loader)) for name, loader in loaders.items()}
     rounds = 5
     rates = {name: [] for name in (*loaders, "floor", "decode_only")}
     task, seconds = Progress("loader", rounds * len(rates), "measurements"), args.seconds / rounds / len(rates)
@@ -93,12 +98,12 @@ def bench(folder, plan, args):
                 rates[name].append(rate_of_loops(folder, plan, name, seconds, args.workers))
             task.add()
     result = {name: statistics.median(values) for name, values in rates.items()}
-    for name in ("device", "cpu"):
+    for name in (name for name in loaders if name != "original"):
         result[f"{name}_over_original"] = statistics.median(
             a / b for a, b in zip(rates[name], rates["original"], strict=True)
         )
     result["share_of_floor"] = statistics.median(a / b for a, b in zip(rates["device"], rates["floor"], strict=True))
-    result |= {f"bytes_{name}": size_of(batch) for name, batch in batches.items()}
+    result |= sizes
     result["device_part_ms"], result["device_name"] = device_part(plan, loaders["device"])
     return result
 
@@ -201,7 +206,7 @@ def report(result, workers):
     )
     print(f"torchvision {torchvision.__version__}; {workers} workers, batch {BATCH}")
     print(f"{'path':12s} {'images/s/core':>14s} {'over original':>14s} {'MB a batch':>11s}")
-    for name in ("device", "cpu", "original"):
+    for name in ("device", "cpu", "original", *(["lightly"] if "lightly" in result else [])):
         ratio = result.get(f"{name}_over_original", 1.0)
         print(f"{name:12s} {result[name]:14.1f} {ratio:14.2f} {result[f'bytes_{name}'] / 1e6:11.2f}")
     print(f"{'floor':12s} {result['floor']:14.1f}   of which `device` reaches {result['share_of_floor']:.0%}")

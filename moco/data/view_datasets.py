@@ -1,6 +1,6 @@
 """Datasets that turn image files into views, as the data workers run them."""
 
-import math
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -13,16 +13,22 @@ from moco.data.image_reading import BadImageError
 from moco.views.augment_on_device import Layout
 from moco.views.augment_with_pillow import render
 from moco.views.random_parameters import draw_view, uniforms_needed
+from moco.views.steps_on_device import COLUMNS
 
 
 class RandomDataset(Dataset):
     """Base of the two training datasets: an ImageFolder whose views are drawn anew in each epoch.
 
-    An item is requested by the pair (epoch, index), so that persistent data workers know the epoch.
+    An item is requested by the pair (epoch, index), so that persistent data workers know the epoch. A data set returns
+    whole batches. Its method `empty(n, new)` makes an empty batch as BatchRing needs it, and `fill(addresses, batch)`
+    fills one.
 
     Args:
         folder: an ImageFolder. views: tuple of View. seed: the run's seed, 0 or more.
         substitutes: a Substitutes for images that can't be decoded; None raises their BadImageError.
+
+    Attributes:
+        ring: a BatchRing for the batches of the data workers, or None.
 
     Raises:
         ValueError: there are no views, or the seed is negative.
@@ -32,6 +38,7 @@ class RandomDataset(Dataset):
         if not views or seed < 0:
             raise ValueError(f"a dataset has {len(views)} views and the seed {seed}; give 1 view and seed 0, or more")
         self.folder, self.views, self.seed, self.substitutes = folder, views, seed, substitutes
+        self.ring = None
         self.ends = list(accumulate(uniforms_needed(view) for view in views))
 
     def __len__(self):
@@ -52,6 +59,14 @@ class RandomDataset(Dataset):
             for view, start, end in zip(self.views, starts, self.ends, strict=False)
         ]
 
+    def __getitems__(self, addresses):
+        """Makes the batch of some (epoch, index); in a data worker it lies in the ring, if there is one."""
+        if self.ring is not None and get_worker_info() is not None:
+            return self.ring.filled(len(addresses), partial(self.fill, addresses))
+        batch = self.empty(len(addresses), torch.empty)
+        self.fill(addresses, batch)
+        return batch
+
     def decode(self, load, epoch, index):
         """Decodes image `index`, or its substitute, by `load`, a method of the folder.
 
@@ -70,13 +85,24 @@ class RandomDataset(Dataset):
 class RandomViews(RandomDataset):
     """The reference path (`--augment-on cpu`): Pillow makes the finished views in the data workers.
 
-    An item is (views, label): a list with one 3 x size x size tensor (uint8) per View, and an int. A substitute has
-    its own label.
+    A batch is (views, labels): a list with one N x 3 x size x size tensor (uint8) per View, and N labels (long). An
+    item is the same for one image: a list of 3 x size x size, and an int. A substitute has its own label.
     """
 
     def bytes_each(self):
         """Bytes per image in each tensor of a batch."""
         return [3 * view.size**2 for view in self.views]
+
+    def empty(self, n, new):
+        views = [new((n, 3, view.size, view.size), dtype=torch.uint8) for view in self.views]
+        return views, new((n,), dtype=torch.long)
+
+    def fill(self, addresses, batch):
+        views, labels = batch
+        for i, address in enumerate(addresses):
+            made, labels[i] = self[address]
+            for x, view in zip(views, made, strict=True):
+                x[i] = view
 
     def __getitem__(self, address):
         epoch, index = address
@@ -89,7 +115,7 @@ class RandomViews(RandomDataset):
 class RandomCrops(RandomDataset):
     """The fast path (`--augment-on device`): data workers only decode and crop, the device does the rest.
 
-    It returns whole batches, (crops, rows, labels), for `views.augment_on_device`:
+    A batch is (crops, rows, labels), for `views.augment_on_device`:
         crops: dict from size to N x R x size x size x 3, uint8; R is the number of crops of that size per image.
         rows: N x (sum of all R) x COLUMNS, float32: the random parameters of what remains to be done.
         labels: N, long.
@@ -103,25 +129,23 @@ class RandomCrops(RandomDataset):
         """Bytes per image in each tensor of a batch, without the few of its parameters."""
         return [3 * size**2 * len(rows) for size, rows in self.layout.rows.items()]
 
-    def __getitems__(self, addresses):
-        n = len(addresses)
-        crops = {size: shared_empty(n, len(rows), size, size, 3) for size, rows in self.layout.rows.items()}
-        rows, shown = [], []
+    def empty(self, n, new):
+        places = self.layout.rows
+        crops = {size: new((n, len(rows), size, size, 3), dtype=torch.uint8) for size, rows in places.items()}
+        rows = new((n, sum(map(len, places.values())), COLUMNS), dtype=torch.float32)
+        return crops, rows, new((n,), dtype=torch.long)
+
+    def fill(self, addresses, batch):
+        crops, rows, labels = batch
+        parameters, shown = [], []
         for i, (epoch, index) in enumerate(addresses):
             image, substitute = self.decode(self.folder.load_tensor, epoch, index)
             shown.append(substitute)
             draws = self.draws(epoch, index, image.shape[1], image.shape[0])
             self.layout.crop(image, draws, {size: x[i] for size, x in crops.items()})
-            rows.append(self.layout.rows_of(draws))
-        return crops, torch.tensor(rows), torch.from_numpy(self.folder.labels[shown]).long()
-
-
-def shared_empty(*shape):
-    """An uninitialised uint8 tensor. In a data worker it lies in shared memory, so sending it needs no copy."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+            parameters.append(self.layout.rows_of(draws))
+        rows.numpy()[:] = parameters
+        labels.numpy()[:] = self.folder.labels[shown]
 
 
 class CentralViews(Dataset):

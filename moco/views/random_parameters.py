@@ -113,12 +113,13 @@ def draw_crop(width, height, scale, ratio, u):
     Returns:
         A Crop.
     """
-    *tries, y, x = u
-    for i in range(CROP_ATTEMPTS):
-        area = width * height * between(*scale, tries[2 * i])
-        aspect = math.exp(between(math.log(ratio[0]), math.log(ratio[1]), tries[2 * i + 1]))
+    flattest, steepest = map(math.log, ratio)
+    for i in range(0, 2 * CROP_ATTEMPTS, 2):
+        area = width * height * between(*scale, u[i])
+        aspect = math.exp(between(flattest, steepest, u[i + 1]))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
+            y, x = u[2 * CROP_ATTEMPTS :]
             return Crop(int(y * (height - h + 1)), int(x * (width - w + 1)), h, w)
     w = min(width, max(1, round(height * ratio[1])))  # at least one pixel, whatever the image and the ratio
     h = min(height, max(1, round(width / ratio[0])))
@@ -135,8 +136,12 @@ def draw_jitter(strengths, order, u):
     Returns:
         A tuple of four pairs (name in JITTER, factor).
     """
-    factors = [
-        between(*((max(0.0, 1 - s), 1 + s) if name != "hue" else (-s, s)), x)
-        for name, s, x in zip(JITTER, strengths, u, strict=True)
-    ]
-    return tuple((JITTER[i], factors[i]) for i in ORDERS[int(order * len(ORDERS))])
+    brightness, contrast, saturation, hue = strengths
+    pairs = (
+        ("brightness", between(max(0.0, 1 - brightness), 1 + brightness, u[0])),
+        ("contrast", between(max(0.0, 1 - contrast), 1 + contrast, u[1])),
+        ("saturation", between(max(0.0, 1 - saturation), 1 + saturation, u[2])),
+        ("hue", between(-hue, hue, u[3])),
+    )
+    first, second, third, last = ORDERS[int(order * len(ORDERS))]
+    return pairs[first], pairs[second], pairs[third], pairs[last]

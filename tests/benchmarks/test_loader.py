@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -56,6 +57,25 @@ def test_a_gpus_part_is_timed_from_pinned_memory(monkeypatch):
         monkeypatch.setattr(bench_loader, "timed", timed)
         bench_loader.device_part(plan, iter([checks.batch_of_crops(plan, batch)] * 8))
     assert 0 < max(map(math.prod, pinned_while_timed)) < 1000  # only indices and arguments of the steps
+
+
+def test_lightly_is_timed_where_it_is_installed(imagenet, monkeypatch, call):
+    pytest.importorskip("lightly")
+    for name, result in (("rate_of_loops", 9.0), ("device_part", (1.0, "CPU"))):
+        monkeypatch.setattr(bench_loader, name, lambda *_, result=result: result)
+    small = ["--lightly", "--json", "--workers", "1", "--crop-size", "32", "--seconds", "1e-9"]
+    code, out, _ = call(bench_loader.main, imagenet, *small)
+    figures = json.loads(out.splitlines()[-1])
+    assert code == 0 and figures["lightly"] > 0 and figures["lightly_over_original"] > 0
+    assert any(line.startswith("lightly ") for line in out.splitlines())
+    assert figures["bytes_lightly"] == figures["bytes_original"]
+
+
+def test_a_lack_of_lightly_is_one_line(imagenet, monkeypatch, call):
+    monkeypatch.setitem(sys.modules, "lightly.transforms", None)  # as if it were not installed
+    code, _, error = call(bench_loader.main, imagenet, "--lightly", "--workers", "1", "--crop-size", "32")
+    assert code == 2 and error.count("\n") == 1 and "error: --lightly needs lightly (" in error
+    assert error.endswith("; pip install lightly, or leave --lightly out\n")
 
 
 @pytest.mark.parametrize(

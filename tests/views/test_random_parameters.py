@@ -1,5 +1,6 @@
 """The distributions of a view's parameters against torchvision's own `get_params`, over a few thousand draws."""
 
+import math
 import random
 from collections import Counter
 
@@ -54,6 +55,37 @@ def test_crops_are_those_of_random_resized_crop(width, height, scale):
 def test_a_crop_has_a_pixel_whatever_its_ratio(ratio, width, height):
     for draw in draws(View(ratio=ratio), width, height, n=50):
         assert 1 <= draw.crop.height <= height and 1 <= draw.crop.width <= width
+
+
+def slow_crop(width, height, scale, ratio, u):
+    """The same box in the plainest words, every operation of floats in its place."""
+    for area, aspect in zip(u[0:20:2], u[1:20:2], strict=True):
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * area)
+        aspect = math.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * aspect)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return (int(u[20] * (height - h + 1)), int(u[21] * (width - w + 1)), h, w)
+    w, h = min(width, max(1, round(height * ratio[1]))), min(height, max(1, round(width / ratio[0])))
+    return ((height - h) // 2, (width - w) // 2, h, w)
+
+
+def slow_jitter(strengths, order, u):
+    factors = []
+    for i, strength in enumerate(strengths):
+        low, high = (-strength, strength) if i == 3 else (max(0.0, 1 - strength), 1 + strength)
+        factors.append(low + (high - low) * u[i])
+    return tuple((JITTER[i], factors[i]) for i in ORDERS[int(order * 24)])
+
+
+@pytest.mark.parametrize("view", [View(), View(scale=(0.9, 1.0), ratio=(3.0, 4.0)), View(jitter=(1.5, 0.0, 0.2, 0.5))])
+def test_draws_are_the_same_to_the_bit_as_ever(view):
+    """Otherwise an old run, when it is resumed, would not continue as it began."""
+    rng = np.random.default_rng(1)
+    for width, height in ((500, 375), (30, 700), (1, 1)) * 200:
+        u = rng.random(uniforms_needed(view)).tolist()
+        draw = draw_view(view, width, height, u)
+        assert tuple(draw.crop) == slow_crop(width, height, view.scale, view.ratio, u)
+        assert draw.jitter == (slow_jitter(view.jitter, u[23], u[24:28]) if u[22] < view.jitter_p else ())
 
 
 def test_jitter_is_that_of_color_jitter():

@@ -44,6 +44,11 @@ def recipe(view):
 def original_loader(root, plan, batch, workers):
     """The original's DataLoader for the images in `root` and the views of a ViewPlan."""
     dataset = datasets.ImageFolder(root, CropsTransform(*(recipe(view) for view in plan.views)))
+    return loader_of_folder(dataset, batch, workers)
+
+
+def loader_of_folder(dataset, batch, workers):
+    """A DataLoader as users write it, with torch's default collate function."""
     return DataLoader(
         dataset,
         batch_size=batch,
