@@ -7,7 +7,6 @@ if __name__ == "__main__":
     exit_on_signals()  # before the imports that take seconds
 
 import math
-import os
 from functools import partial
 
 import torch
@@ -15,7 +14,8 @@ import torch.nn.functional as F
 from torchvision import models
 
 from moco.asymmetry.asym_aug import asym_aug_plan
-from moco.data.file_list import ImageFolder, check_same_classes
+from moco.data.file_list import check_same_classes
+from moco.data.image_places import labelled_images
 from moco.data.prefetch_to_device import finisher
 from moco.engine import watchdog
 from moco.engine.checkpoint_file_read import read, read_on_all_ranks
@@ -60,8 +60,8 @@ def prepare(args, launch):
     With --evaluate, the train folder is None.
     """
     check_source(args.evaluate, args.resume, args.pretrained)
-    val = ImageFolder(os.path.join(args.data, "val"))
-    train = None if args.evaluate else ImageFolder(os.path.join(args.data, "train"))
+    val = labelled_images(args.data, "val")
+    train = None if args.evaluate else labelled_images(args.data, "train")
     if train is not None:
         cap_batch(args, launch, len(train))
     check_views(baseline_plan(args.crop_size).target, args.arch, args.batch_size, launch.local, args.gpu)
