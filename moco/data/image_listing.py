@@ -121,7 +121,7 @@ class ImageList:
         """Adds a class with its images; raises FileNotFoundError if there are none, but labels are needed."""
         if not images and self.needs_labels:
             raise no_images(source, passed_over, "remove it or add some")
-        self.passed_over += passed_over + Counter({EMPTY: not images})
+        self.passed_over += passed_over + Counter({EMPTY: not images and not self.any_tree})
         if images:
             self.add(images, len(self.classes))
             self.classes.append(name)
@@ -236,7 +236,7 @@ class ImageList:
             "labels": labels,
             "classes": np.frombuffer(b"\0".join(map(os.fsencode, self.classes)), dtype=np.uint8),
             "passed_over": np.frombuffer(json.dumps(PassedOver.of(self.passed_over)).encode(), dtype=np.uint8),
-            "labelled": np.array(labels.min() >= 0 and not self.passed_over[EMPTY]),
+            "labelled": np.array(not self.any_tree and labels.min() >= 0 and not self.passed_over[EMPTY]),
         }
         if self.archives:
             archives, files = StringArray.of(self.archives), StringArray.of(self.files)

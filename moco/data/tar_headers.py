@@ -79,9 +79,10 @@ def members(descriptor, start, end, archive):
         name = cut(name)
         if magic == b"ustar\x0000" and prefix[0]:
             name = cut(prefix) + b"/" + name
+        position += BLOCK
+        data = position
         try:
             size = integer(size)
-            data, position = position + BLOCK, position + BLOCK
             if kind not in WITHOUT_DATA:
                 if kind not in EXTENDED:
                     size = int({**common, **own}.get(b"size", size))
@@ -152,7 +153,7 @@ def extended(data, kind):
         length, space, _ = data[start : start + 20].partition(b" ")
         end = start + int(length)
         key, equals, value = data[start + len(length) + 1 : end].partition(b"=")
-        if not (space and equals and value.endswith(b"\n")):
+        if not (space and equals and value.endswith(b"\n") and end <= len(data)):
             raise ValueError
         if key in (b"path", b"linkpath"):
             records[key] = value[:-1]

@@ -44,6 +44,10 @@ class ArchivedImages:
         """The name of the archive that image `index` lies in."""
         return self.beginning + self._archives[self._of[index]]
 
+    def place(self, index):
+        """Where image `index` lies: (index of the file, offset and size in bytes)."""
+        return int(self._file_of_archive[self._of[index]]), int(self._offset[index]), int(self._size[index])
+
     def read(self, index):
         """The bytes of image `index`.
 
@@ -51,10 +55,9 @@ class ArchivedImages:
             ImageReadError: the file of the archive can't be opened, or has changed since it was listed.
             OSError: the system failed, or the image has more than LARGEST bytes.
         """
-        size, offset = int(self._size[index]), int(self._offset[index])
+        file, offset, size = self.place(index)
         if size > LARGEST:
             raise OSError(f"it has {size} bytes or more, more than {LARGEST}")
-        file = int(self._file_of_archive[self._of[index]])
         descriptor = self._open(file)
         data = os.pread(descriptor.number, size, offset)
         while len(data) < size:  # the system may return less than it was asked for

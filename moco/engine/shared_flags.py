@@ -14,8 +14,8 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay, lr_help="initial le
     add(
         "data",
         metavar="DIR",
-        help="folder with train/ and val/, or train.tar and val.tar, of one folder of images per class; for main_moco.py "
-        "any folder of images or tar archive (see moco/data/README.md)",
+        help="folder with train/ and val/, or train.tar and val.tar, each with one folder of images per class; "
+        "main_moco.py also takes any other folder of images or tar archives, and needs no classes",
     )
     add("-a", "--arch", metavar="ARCH", default="resnet50", choices=names, help="network: " + " | ".join(names))
     help = "number of data workers on this node, at most one per CPU core"

@@ -38,9 +38,7 @@ AMPLIFY = 16  # factor for the difference, so that one level is visible
 def main(argv=None):
     parser = Parser(__doc__, __spec__.name, example="--enable-multicrop /path/to/imagenet")
     some = number(int, 1)
-    parser.add_argument(
-        "dir", metavar="DIR", help="what main_moco.py takes: a folder with train/, any folder of images, or a tar"
-    )
+    parser.add_argument("dir", metavar="DIR", help="folder of images or tar archive, as for main_moco.py")
     main_moco.add_designs(parser)
     add = parser.add_argument
     add("--augment-on", choices=["cpu", "device"], default="cpu", help="which path makes the views")
