@@ -2,8 +2,8 @@
 
     python -m moco.benchmarks.file_list [--images N] [--workers N] [--files N]
 
-First part: it simulates a list of N images with ImageNet's names, once of files and once of members of a
-tar of 1000 class tars. It forks the data workers and lets each of them read every entry, as in an epoch. The memory that a worker
+First part: it simulates a list of N images with ImageNet's names, once of files and once of members of a tar of 1000
+class tars. It forks the data workers and lets each of them read every entry, as in an epoch. The memory that a worker
 no longer shares afterwards is its copy of the list (PyTorch issue 13246). Second part: it creates a folder of fewer,
 real and empty files and times its listing without and with the cache. It also times the start from a cache of N
 images.

@@ -104,8 +104,8 @@ def check_root(root, holds):
     names = sorted(os.listdir(data))
     found = ", ".join(map(repr, names[:3])) + f" and {len(names) - 3} more" * (len(names) > 3)
     raise FileNotFoundError(
-        f"no folder {root!r}; {data!r} must hold the folders train and val, or train.tar and val.tar, but holds "
-        f"{found or 'nothing'}"
+        f"no folder {root!r}; {data!r} must hold the folders train and val, or train.tar and val.tar, each with "
+        f"{holds}, but holds {found or 'nothing'}"
     )
 
 

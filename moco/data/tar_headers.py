@@ -88,7 +88,7 @@ def members(descriptor, start, end, archive):
                     size = int({**common, **own}.get(b"size", size))
                 position += -(-size // BLOCK) * BLOCK
                 if data + size > end:
-                    raise truncated(archive, f"{os.fsdecode(name)!r} ends {data + size - end:,} bytes after it")
+                    raise truncated(archive, f"{os.fsdecode(name)!r} lacks its last {data + size - end:,} bytes")
             if kind in EXTENDED:
                 if size > LONGEST:
                     raise ValueError

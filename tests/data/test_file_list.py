@@ -67,7 +67,9 @@ def files(*names):
     return make
 
 
-SPLITS = "'DATA' must hold the folders train and val, or train.tar and val.tar"
+SPLITS = (
+    "'DATA' must hold the folders train and val, or train.tar and val.tar, each with one folder of images per class"
+)
 EXTENSIONS_IN_WORDS = re.escape(f"({', '.join(EXTENSIONS)})")
 
 

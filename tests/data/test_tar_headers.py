@@ -98,7 +98,7 @@ def renewed(data):
         (gzip.compress(b""), "'A' is compressed (gzip)"),
         (b"BZh91AY" * 100, "'A' is compressed (bzip2)"),
         (b"PK\x03\x04" + bytes(600), "'A' is compressed (zip)"),
-        (GOOD[:2700], "'A' is truncated: '1.jpg' ends 48 bytes after it; copy or download it again"),
+        (GOOD[:2700], "'A' is truncated: '1.jpg' lacks its last 48 bytes; copy or download it again"),
         (GOOD[:2800], "'A' is truncated: it has no end mark"),
         (GOOD[:3072], "'A' is truncated: it has no end mark"),
         (GOOD[:3300], "'A' is truncated: it has no end mark"),
@@ -108,7 +108,7 @@ def renewed(data):
         (GOOD + GOOD, "'A' goes on after its end mark at byte 3,072, as if several archives had been joined by cat"),
         (renewed(GOOD[:124] + b"-0000000012\0" + GOOD[136:]), "'A' is damaged: the header at its byte 0"),
         (renewed(GOOD[:124] + b"\xff" * 12 + GOOD[136:]), "'A' is damaged: the header at its byte 0"),
-        (renewed(GOOD[:124] + b"\x80" + b"\x7f" * 11 + GOOD[136:]), "'A' is truncated: '0.jpg' ends 154,"),
+        (renewed(GOOD[:124] + b"\x80" + b"\x7f" * 11 + GOOD[136:]), "'A' is truncated: '0.jpg' lacks its last 154,"),
         (
             renewed(GOOD[:156] + b"S" + GOOD[157:]),
             "'A!0.jpg' is stored as a sparse file, which can't be read",

@@ -109,7 +109,7 @@ def one_class_less(root):
             lambda root: None,
             "no folder 'ROOT/val'; 'ROOT' must hold the folders train and val, or train.tar and val.tar",
         ),
-        (lambda root: (root / "train").mkdir(), "train.tar and val.tar, but holds 'train'"),
+        (lambda root: (root / "train").mkdir(), "with one folder of images per class, but holds 'train'"),
         (lambda root: [(root / x).mkdir() for x in ("train", "val")], "no class folders in 'ROOT/val'; it must hold"),
         (one_class_less, "'ROOT/train' and 'ROOT/val' must have the same classes; 'a' is only in one of them"),
     ],
