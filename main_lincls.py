@@ -7,14 +7,14 @@ if __name__ == "__main__":
     exit_on_signals()  # before the imports that take seconds
 
 import math
-import os
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from moco.asymmetry.asym_aug import asym_aug_plan
-from moco.data.file_list import ImageFolder, check_same_classes
+from moco.data.file_list import check_same_classes
+from moco.data.image_places import labelled_images
 from moco.data.prefetch_to_device import finisher
 from moco.engine import watchdog
 from moco.engine.architectures import IMAGENET, make_network
@@ -59,8 +59,8 @@ def prepare(args, launch):
     With --evaluate, the train folder is None.
     """
     check_source(args.evaluate, args.resume, args.pretrained)
-    val = ImageFolder(os.path.join(args.data, "val"))
-    train = None if args.evaluate else ImageFolder(os.path.join(args.data, "train"))
+    val = labelled_images(args.data, "val")
+    train = None if args.evaluate else labelled_images(args.data, "train")
     if train is not None:
         cap_batch(args, launch, len(train))
     args.init_lr = args.lr * args.batch_size / 256

@@ -7,7 +7,6 @@ if __name__ == "__main__":
 
     exit_on_signals()  # before the imports that take seconds
 
-import os
 from functools import partial
 
 import torch
@@ -17,7 +16,7 @@ from moco.asymmetry.mean_encoding import mean_encoding_plan
 from moco.asymmetry.multicrop import FULL_SCALE, multicrop_plan
 from moco.asymmetry.scalemix import scalemix_plan
 from moco.builder import MoCo
-from moco.data.file_list import ImageFolder
+from moco.data.image_places import training_images
 from moco.data.prefetch_to_device import finisher
 from moco.engine import startup_report
 from moco.engine.architectures import make_network
@@ -102,7 +101,7 @@ def prepare(args, launch):
     args.mini_crop_size = settle_mini_size(args.mini_crop_size, args.crop_size, args.enable_multicrop)
     check_views(view_plan(args).views, args.arch, args.batch_size, launch.local, args.gpu, args.stem)
     names = CheckpointNames(args.output_dir, f"checkpoint_{args.tag}", numbered=True, keep=args.keep)
-    folder = ImageFolder(os.path.join(args.data, "train"))
+    folder = training_images(args.data)
     knn = knn_folders(args, launch, folder)
     place = check_training(args, launch, folder, names, partial(build, args))
     check_backbone(args.init_from, args, launch)

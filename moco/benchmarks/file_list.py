@@ -2,10 +2,11 @@
 
     python -m moco.benchmarks.file_list [--images N] [--workers N] [--files N]
 
-First part: it simulates a list of N images with ImageNet's names, forks the data workers and lets each of them read
-every entry, as in an epoch. The memory that a worker no longer shares afterwards is its copy of the list (PyTorch
-issue 13246). Second part: it creates a folder of fewer, real and empty files and times its listing without and with
-the cache. It also times the start from a cache of N images.
+First part: it simulates a list of N images with ImageNet's names, once of files and once of members of a tar of 1000
+class tars. It forks the data workers and lets each of them read every entry, as in an epoch. The memory that a worker
+no longer shares afterwards is its copy of the list (PyTorch issue 13246). Second part: it creates a folder of fewer,
+real and empty files and times its listing without and with the cache. It also times the start from a cache of N
+images.
 """
 
 import sys
@@ -25,6 +26,8 @@ import torchvision
 
 from moco.data import file_list_cache
 from moco.data.file_list import ImageFolder
+from moco.data.string_array import StringArray
+from moco.data.tar_read import ArchivedImages
 from moco.engine.command_line import PROCESSES, Parser, number
 from moco.engine.launch_plan import memory
 from moco.engine.progress import Progress
@@ -61,9 +64,10 @@ def main(argv=None):
     )
     print(f"torchvision {torchvision.__version__}; {args.images} images, {args.workers} workers; one repeat")
     print(f"{'list':20s} {'bytes per image':>15s} {'all workers grow by, MB':>24s}")
-    task = Progress("file_list", 2 * args.images * (1 + args.workers), "entries made and read")
+    task = Progress("file_list", 3 * args.images * (1 + args.workers), "entries made and read")
     for name, make, read in (
-        ("arrays (here)", arrays_of, lambda folder, i: (folder.path(i), int(folder.labels[i]))),
+        ("arrays, files", arrays_of, entry),
+        ("arrays, tar", archived_of, entry),
         ("list (torchvision)", samples_of, lambda samples, i: samples[i]),
     ):
         before = own_memory()
@@ -93,8 +97,26 @@ def arrays_of(images):
         ends[i + 1] = len(paths)
     folder = ImageFolder.__new__(ImageFolder)
     folder.root, folder.classes = "/data/imagenet/train", [f"n{c:08d}" for c in range(CLASSES)]
-    folder._paths, folder._ends, folder.labels = np.frombuffer(bytes(paths), np.uint8), ends, labels
+    folder._paths, folder._archived = StringArray(np.frombuffer(bytes(paths), np.uint8), ends), ()
+    folder.labels = labels
     return folder
+
+
+def archived_of(images):
+    """The same for a tar of one tar for each class, without the tar."""
+    folder, none = arrays_of(images), StringArray.of([""])
+    archives, size = StringArray.of(f"!{name}.tar" for name in folder.classes), np.full(images, 110_000, np.uint32)
+    arrays = {"archive": folder.labels.copy(), "offset": np.arange(images) * 110_592, "size": size}
+    arrays |= {"archives": archives.data, "archives_ends": archives.ends, "files": none.data, "files_ends": none.ends}
+    arrays |= {"archives_file": np.zeros(len(archives), np.int32), "files_states": np.zeros((1, 2), np.int64)}
+    folder._archived = ArchivedImages("/data/ILSVRC2012_img_train.tar", arrays)
+    return folder
+
+
+def entry(folder, i):
+    """What a worker looks up of image i, without reading it."""
+    place = folder._archived.place(i) if i in folder._archived else None
+    return folder.path(i), int(folder.labels[i]), place
 
 
 def samples_of(images):
@@ -159,7 +181,11 @@ def time_listings(files, images):
             print(f"{len(folder)} real files {words}: {time.perf_counter() - start:.2f} s")
         # Stores the whole list as the cache of this folder: equally many folders to check, but more images.
         full = arrays_of(images)
-        arrays = file_list_cache.load(root) | {"paths": full._paths, "ends": full._ends, "labels": full.labels}
+        arrays = file_list_cache.load(root) | {
+            "paths": full._paths.data,
+            "ends": full._paths.ends,
+            "labels": full.labels,
+        }
         names = [b".", *(f"n{c:08d}".encode() for c in range(CLASSES))]
         folders = [(name, file_list_cache.state_of(root, name)) for name in names]
         file_list_cache.store(root, arrays, folders, time.time_ns())

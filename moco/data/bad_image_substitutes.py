@@ -60,8 +60,8 @@ class Substitutes:
                 paths = {os.fsdecode(line) for line in file.read().splitlines()}
         except OSError:  # there is no list yet, or it can't be read
             return set()
-        root = os.path.join(os.path.abspath(self.folder.root), "")
-        return {path for path in paths if path.startswith(root)}
+        root = os.path.abspath(self.folder.root)
+        return {path for path in paths if path.startswith((os.path.join(root, ""), f"{root}!"))}
 
     def _note(self, index, error):
         path = os.path.abspath(self.folder.path(index))

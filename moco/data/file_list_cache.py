@@ -1,8 +1,8 @@
 """A cache on disk for the list of an image folder, so that a million files are not listed at every start.
 
 The cache lies in `asym-siam` in the user's cache folder ($XDG_CACHE_HOME, or ~/.cache), never among the data. A cached
-list records, for every visited folder, its state (see `state_of`). It is used only while none of these states has
-changed. A stale or damaged cache is ignored, and a cache that can't be written only costs time.
+list records, for every visited folder and every archive, its state (see `state_of`). It is used only while none of
+these states has changed. A stale or damaged cache is ignored, and a cache that can't be written only costs time.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import tempfile
 import numpy as np
 
 DIGEST_BYTES = 32
-FORMAT = b"2"  # version of the arrays and of what is listed; a cache of another version has another file name
+FORMAT = b"3"  # version of the arrays and of what is listed; a cache of another version has another file name
 SETTLED = 2.0  # seconds; a second change within this time may get the time stamp of the first
 
 
@@ -53,7 +53,7 @@ def store(root, arrays, folders, started):
 
     Args:
         arrays: dict of numpy arrays without objects.
-        folders: list of (folder relative to `root`, as bytes; its `state_of` before it was listed).
+        folders: list of (folder or archive relative to `root`, as bytes; its `state_of` before it was listed).
         started: when the listing began, in nanoseconds since 1970.
     """
     names, states = zip(*folders, strict=True)
@@ -81,16 +81,17 @@ def store(root, arrays, folders, started):
 
 
 def state_of(root, name):
-    """The `state` of a folder; `name`, in bytes, is its path relative to `root`."""
-    return state(os.stat(os.path.join(os.fsencode(root), name)))
+    """The `state` of a folder or archive; `name`, in bytes, is its path relative to `root`, or empty for `root`."""
+    return state(os.stat(os.path.join(os.fsencode(root), name) if name else root))
 
 
 def state(status):
-    """Numbers that change whenever a folder's content changes: modification time, change time and inode.
+    """Numbers that change whenever the content of a folder or file changes.
 
-    The times are in nanoseconds. The change time matters because programs can't set it back.
+    They are the modification time, the change time, the inode and the size. The times are in nanoseconds. The change
+    time matters because programs can't set it back.
 
     Args:
-        status: the folder's os.stat_result.
+        status: the os.stat_result.
     """
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size

@@ -24,15 +24,18 @@ class Content(NamedTuple):
 
     Attributes:
         folders: dict from name to whether it is a symbolic link.
-        files: list of names, in no order.
+        files: the names, in no order: a list; in an archive, a dict from name to the member's number in `tree`.
         broken: list of the names of symbolic links whose target is missing.
         hidden: number of entries whose names begin with a dot, or are `__MACOSX`.
+        tree, inside: the TarTree that the folder lies in, and its path there; None and "" if it is in no archive.
     """
 
     folders: dict[str, bool]
-    files: list[str]
+    files: list[str] | dict[str, int]
     broken: list[str]
     hidden: int
+    tree: object = None
+    inside: str = ""
 
 
 class Listing:
@@ -60,7 +63,7 @@ def scan(path, listing):
         for entry in entries:
             listing.add()
             name = entry.name
-            if name[0] == "." or name == MACOS:
+            if is_hidden(name):
                 hidden += 1
             elif entry.is_symlink() and is_broken(entry):
                 broken.append(name)
@@ -69,6 +72,11 @@ def scan(path, listing):
             else:
                 files.append(name)
     return Content(folders, files, broken, hidden)
+
+
+def is_hidden(name):
+    """Whether the name of a file or folder begins with a dot, or is `__MACOSX`."""
+    return name[0] == "." or name == MACOS
 
 
 def is_broken(link):

@@ -4,7 +4,8 @@ import os
 from collections import Counter
 from typing import NamedTuple
 
-HIDDEN, OUTSIDE, BROKEN = "hidden", "outside", "broken"  # reasons; any other reason is an extension
+HIDDEN, OUTSIDE, BROKEN, PACKED, EMPTY = "hidden", "outside", "broken", "packed", "empty"  # reasons
+REASONS = (OUTSIDE, HIDDEN, BROKEN, PACKED, EMPTY)  # in the order of PassedOver; any other reason is an extension
 NAMED = 3  # number of extensions that are named
 
 
@@ -17,6 +18,8 @@ class PassedOver(NamedTuple):
         outside: files directly in the root, outside the class folders.
         hidden: hidden files and folders; a folder counts as one, whatever it holds.
         broken_links: symbolic links whose target is missing.
+        archives: archives in places that hold images or folders, too.
+        empty: folders in the root, and archives in the place of such folders, that hold no image.
     """
 
     other_extensions: int
@@ -24,13 +27,15 @@ class PassedOver(NamedTuple):
     outside: int
     hidden: int
     broken_links: int
+    archives: int
+    empty: int
 
     @classmethod
     def of(cls, counts):
-        """Makes it of a dict from reason to number; a reason is HIDDEN, OUTSIDE, BROKEN or an `extension`."""
-        others = Counter({reason: n for reason, n in counts.items() if reason not in (HIDDEN, OUTSIDE, BROKEN)})
+        """Makes it of a dict from reason to number; a reason is one of REASONS or an `extension`."""
+        others = Counter({reason: n for reason, n in counts.items() if reason not in REASONS})
         commonest = [name or "none" for name, _ in others.most_common(NAMED)]
-        return cls(others.total(), commonest, *(counts.get(reason, 0) for reason in (OUTSIDE, HIDDEN, BROKEN)))
+        return cls(others.total(), commonest, *(counts.get(reason, 0) for reason in REASONS))
 
     def clause(self):
         """The end of a sentence, such as "; passed over: 3 files with other extensions (.txt, .xml), 2 hidden".
@@ -44,6 +49,8 @@ class PassedOver(NamedTuple):
             (self.outside, f"{plural(self.outside, 'file')} outside the class folders"),
             (self.hidden, f"{self.hidden} hidden"),
             (self.broken_links, plural(self.broken_links, "broken link")),
+            (self.archives, f"{plural(self.archives, 'archive')} beside unpacked images"),
+            (self.empty, f"{plural(self.empty, 'folder')} without images"),
         )
         words = ", ".join(text for n, text in reasons if n)
         return words and f"; passed over: {words}"

@@ -1,9 +1,10 @@
 """What a run prints when it has finished: how long it took, its last checkpoint, and the command that comes next."""
 
-import os
 import shlex
 import time
 from datetime import timedelta
+
+from moco.data.image_places import place_of
 
 
 def finished(args, started, checkpoint):
@@ -25,7 +26,7 @@ def knn_classification(args, launch, checkpoint):
     Arguments as of `linear_classification`.
     """
     data = args.knn_data or args.data
-    if args.knn_every or not os.path.isdir(os.path.join(data, "val")):
+    if args.knn_every or place_of(data, "val") is None:
         return None
     return (
         f"next, kNN classification (takes minutes): {shlex.join(['python', '-m', 'moco.tools.knn', checkpoint, data])}"

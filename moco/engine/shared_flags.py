@@ -14,7 +14,8 @@ def add_shared(parser, epochs, batch_size, lr, weight_decay, stem, lr_help="init
     add(
         "data",
         metavar="DIR",
-        help="folder with train/ and, for main_lincls.py, val/; each has one folder of images per class",
+        help="folder with train/ and val/, or train.tar and val.tar, each with one folder of images per class; "
+        "main_moco.py also takes any other folder of images or tar archives, and needs no classes",
     )
     add("-a", "--arch", metavar="ARCH", default="resnet50", choices=names, help="network: " + " | ".join(names))
     help = "first layers of a ResNet; small: a 3x3 convolution of stride 1, no max-pooling; for images of about 32 px"

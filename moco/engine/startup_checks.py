@@ -4,10 +4,11 @@ import argparse
 import os
 import re
 import secrets
-from itertools import product
+from itertools import chain
 
 from moco.asymmetry.asym_bn import check_group
 from moco.batchnorm import check_splits
+from moco.data.image_places import image_places
 from moco.engine import options_without_effect, speed_flags
 from moco.engine.architectures import check_stem
 from moco.engine.checkpoint_atomic_write import TEMPORARY
@@ -148,8 +149,8 @@ def prepare_output(args, names, launch, place):
     folder = names.folder
     if not launch.has_rank_0:
         return
-    for data, split in product(filter(None, (args.data, getattr(args, "knn_data", None))), ("train", "val")):
-        images = os.path.realpath(os.path.join(data, split))
+    for images in chain.from_iterable(map(image_places, filter(None, (args.data, getattr(args, "knn_data", None))))):
+        images = os.path.realpath(images)
         if os.path.commonpath([images, os.path.realpath(folder)]) == images:
             raise ValueError(f"--output-dir {folder!r} lies in {images!r}, among the images; give a folder elsewhere")
     try:

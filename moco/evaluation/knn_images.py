@@ -1,20 +1,20 @@
 """The labelled images of a kNN classification, and whether they fit."""
 
-import os
-
-from moco.data.file_list import ImageFolder, check_same_classes
+from moco.data.file_list import check_same_classes
+from moco.data.image_places import labelled_images
 
 # Share of a process's memory that the validation features may fill. For a moment there are three copies of them.
 MEMORY = 0.25
 
 
 def labelled_splits(data, train=None):
-    """The ImageFolders (val, train) of the data set in the folder `data`; `train` is that of train, if there is one.
+    """The ImageFolders (val, train) of the data set in the folder `data`; `train` is that of train, if it is listed.
 
     Raises:
         OSError: a folder is missing or can't be read. ValueError: val and train have different classes.
     """
-    val, train = ImageFolder(os.path.join(data, "val")), train or ImageFolder(os.path.join(data, "train"))
+    val = labelled_images(data, "val")
+    train = train if train and train.labelled else labelled_images(data, "train")
     check_same_classes(train, val)
     return val, train
 

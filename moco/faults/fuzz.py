@@ -1,4 +1,4 @@
-"""Fuzzer: feeds mutated images and checkpoints to the code that reads them.
+"""Fuzzer: feeds mutated images, checkpoints and tar archives to the code that reads them.
 
     python -m moco.faults.fuzz [--files N] [--seed N] [--keep DIR]
 
@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from moco.data.file_list import ImageFolder
 from moco.data.image_decoding import DECODER, decode_to_pil, decode_to_tensor
-from moco.data.image_reading import read_file
+from moco.data.image_reading import BadImageError, read_file
 from moco.data.jpeg_decoders import PILLOW, TURNED
 from moco.engine.checkpoint_file_read import newest_intact, read
 from moco.engine.checkpoint_format import CheckpointError, checkpoint_of
@@ -35,6 +36,7 @@ from moco.engine.checkpoint_resume import check_resumable, restore
 from moco.engine.command_line import SEED, Parser, number, output_folder
 from moco.engine.pretrained_backbone import backbone_for
 from moco.engine.progress import Progress
+from moco.faults.internal.hostile_archives import archives, mutated_headers
 from moco.tools.internal.crash_proof_map import limit_memory
 
 OPTIONS = {"arch": "resnet18", "seed": 1}
@@ -165,7 +167,34 @@ def read_checkpoint(path):
     return "read"
 
 
-KINDS = {"images": (images, read_image), "checkpoints": (checkpoints, read_checkpoint)}
+def read_archive(path):
+    """Lists an archive as pretraining, linear classification and extract do, and reads its images.
+
+    Returns:
+        "read", "refused", or "read/refused" if only some of them can use the archive.
+    """
+    outcomes = []
+    for how in ({"labels": False}, {}, {"any_tree": True}):
+        try:
+            folder = ImageFolder(path, **how)
+            folder.summary()
+            outcomes.append("read")
+        except OSError as error:
+            if path not in str(error) or "\n" in str(error):
+                raise
+            outcomes.append("refused")
+            continue
+        for i in range(len(folder)):
+            with contextlib.suppress(BadImageError):  # it is too large
+                folder.read(i)
+    return "/".join(sorted(set(outcomes)))
+
+
+KINDS = {
+    "images": (images, read_image),
+    "checkpoints": (checkpoints, read_checkpoint),
+    "archives": (archives, read_archive),
+}
 
 
 def _serve(connection):
@@ -221,6 +250,8 @@ def fuzz(kind, files, seed, keep):
             extension, data = rng.choice(sources)
             if kind == "checkpoints" and data.startswith(b"PK") and rng.random() < 0.7:
                 data = mutated_inside(data, rng)
+            elif kind == "archives" and rng.random() < 0.7:
+                data = mutated_headers(data, rng)
             else:
                 data = mutated(data, [other for _, other in sources], rng)
             path = os.path.join(folder, f"{i}{extension}")

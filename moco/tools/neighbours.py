@@ -24,6 +24,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from moco.data.file_list import ImageFolder
+from moco.data.image_places import place_of
 from moco.data.passed_over_files import plural
 from moco.data.view_datasets import CentralViews
 from moco.distributed import copy_from_rank_0, rank
@@ -72,8 +73,9 @@ def main(argv=None):
 
 def folders(data):
     """The ImageFolders of the queries and of their neighbours; one and the same unless `data` has train/ and val/."""
-    if all(os.path.isdir(os.path.join(data, split)) for split in ("train", "val")):
-        return tuple(ImageFolder(os.path.join(data, split), any_tree=True) for split in ("val", "train"))
+    places = [place_of(data, split) for split in ("val", "train")]
+    if all(places):
+        return tuple(ImageFolder(place, any_tree=True) for place in places)
     return (ImageFolder(data, any_tree=True),) * 2
 
 

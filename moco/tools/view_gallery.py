@@ -12,14 +12,13 @@ if not __package__:  # otherwise `import moco` fails
     print("error: this program can't be started by its path; use python -m moco.tools.view_gallery", file=sys.stderr)
     sys.exit(2)
 
-import os
 import textwrap
 
 import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 import main_moco
-from moco.data.file_list import ImageFolder
+from moco.data.image_places import training_images
 from moco.data.prefetch_to_device import finisher
 from moco.data.sampler import EpochBatchSampler
 from moco.data.view_datasets import RandomCrops, RandomViews
@@ -39,7 +38,7 @@ AMPLIFY = 16  # factor for the difference, so that one level is visible
 def main(argv=None):
     parser = Parser(__doc__, __spec__.name, example="--enable-multicrop /path/to/imagenet")
     some = number(int, 1)
-    parser.add_argument("dir", metavar="DIR", help="folder with train/, which has one folder per class")
+    parser.add_argument("dir", metavar="DIR", help="folder of images or tar archive, as for main_moco.py")
     main_moco.add_designs(parser)
     add = parser.add_argument
     add("--augment-on", choices=["cpu", "device"], default="cpu", help="which path makes the views")
@@ -54,7 +53,7 @@ def main(argv=None):
     try:
         plan = main_moco.view_plan(args)
         check_memory(plan.views, args.images, COPIES, "fewer --images")
-        folder = ImageFolder(os.path.join(args.dir, "train"))
+        folder = training_images(args.dir)
         if len(folder) < args.images:
             raise ValueError(
                 f"{folder.root!r} has {len(folder)} images, fewer than --images {args.images}; give fewer"

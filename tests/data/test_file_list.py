@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
-from moco.data.file_list import EXTENSIONS, ImageFolder
+from moco.data.file_extensions import EXTENSIONS
+from moco.data.file_list import ImageFolder
 from moco.data.image_reading import FORMATS
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -32,8 +33,9 @@ def test_folder_lists_what_torchvision_lists(imagenet, tmp_path):
 
 def test_folder_is_a_few_arrays(imagenet):
     folder = ImageFolder(imagenet / "train")
-    arrays = [value for value in vars(folder).values() if isinstance(value, np.ndarray)]
-    others = [value for value in vars(folder).values() if not isinstance(value, np.ndarray)]
+    values = [*vars(folder).values(), *vars(folder._paths).values()]
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    others = [value for value in values if isinstance(value, (str, list, dict, tuple))]
     names = sum(len(os.path.relpath(folder.path(i), folder.root)) for i in range(len(folder)))
     assert sum(a.nbytes for a in arrays) <= names + 12 * (len(folder) + 1)
     assert all(len(value) <= max(len(folder.root), len(folder.classes)) for value in others)
@@ -65,16 +67,19 @@ def files(*names):
     return make
 
 
+SPLITS = (
+    "'DATA' must hold the folders train and val, or train.tar and val.tar, each with one folder of images per class"
+)
 EXTENSIONS_IN_WORDS = re.escape(f"({', '.join(EXTENSIONS)})")
 
 
 @pytest.mark.parametrize(
     "make, message",
     [
-        (files(), "no folder 'ROOT'; 'DATA' must hold the folders train and val, but holds nothing$"),
+        (files(), f"no folder 'ROOT'; {SPLITS}, but holds nothing$"),
         (
             lambda root: files("dog/1.jpg", "cat/1.jpg", "emu/1.jpg", "asp/1.jpg")(root.parent),
-            "no folder 'ROOT'; 'DATA' must hold the folders train and val, but holds 'asp', 'cat', 'dog' and 1 more$",
+            f"no folder 'ROOT'; {SPLITS}, but holds 'asp', 'cat', 'dog' and 1 more$",
         ),
         (lambda root: root.parent.rmdir(), "no folder 'DATA'; it must hold the folders train and val$"),
         (
@@ -83,7 +88,7 @@ EXTENSIONS_IN_WORDS = re.escape(f"({', '.join(EXTENSIONS)})")
         ),
         (
             lambda root: root.write_text(""),
-            "'ROOT' is a file; it must be a folder that holds one folder of images per class$",
+            "'ROOT' is no tar archive; give a folder of images or an uncompressed tar$",
         ),
         (
             lambda root: root.symlink_to("/unmounted"),
@@ -97,8 +102,8 @@ EXTENSIONS_IN_WORDS = re.escape(f"({', '.join(EXTENSIONS)})")
         ),
         (
             files("1.jpg", "2.GIF", "notes.txt"),
-            "'ROOT' holds 2 images but no class folders; "
-            "move all images into a folder of their own, such as 'ROOT/all'$",
+            "'ROOT' holds 2 images but no class folders, from which the labels come; put the images of each class "
+            "into a folder in this folder, such as 'ROOT/cat'$",
         ),
         (
             lambda root: (root / "cat").mkdir(parents=True),
@@ -163,7 +168,7 @@ def test_any_tree_takes_images_of_the_folder_itself_and_passes_empty_folders_ove
     assert samples(folder) == [(str(tmp_path / path), label) for path, label in listed]
     assert folder.classes == ["b", "d"] and folder.labels.dtype == np.int32
     assert folder.summary() == (
-        f"images: 5 of 2 classes in {str(tmp_path)!r}; passed over: 2 files with other extensions (.txt, .md), "
+        f"images: 5 of 2 classes in {str(tmp_path)!r}; passed over: 2 files with other extensions (.md, .txt), "
         "1 hidden, 1 broken link"
     )
 
@@ -187,7 +192,10 @@ def test_any_tree_lists_class_folders_as_ever_and_neither_reads_nor_writes_the_c
     "make, message",
     [
         (lambda root: None, "no folder 'ROOT'; it must hold images$"),
-        (lambda root: root.write_text(""), "'ROOT' is a file; it must be a folder that holds images$"),
+        (
+            lambda root: root.write_text(""),
+            "'ROOT' is no tar archive; give a folder of images or an uncompressed tar$",
+        ),
         (lambda root: root.mkdir(), rf"no images in 'ROOT'; add some {EXTENSIONS_IN_WORDS}$"),
         (
             files("notes.txt", "cat/1.heic", "cat/2.txt"),

@@ -8,6 +8,7 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from moco.data import file_list, file_list_cache
 from moco.data.file_list import ImageFolder
+from tests.data.archives import archive_of, packed
 from tests.data.test_file_list import samples
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -108,3 +109,39 @@ def test_a_cache_that_can_not_be_written_costs_only_the_time(data, tmp_path, mon
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
     assert file_list_cache.cache_file(data).startswith("/home/someone/.cache/asym-siam/")
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_an_archive_is_cached_until_it_is_replaced(tmp_path, monkeypatch, above):
+    """By one of another or of the same size, even if it gets the same time."""
+    path = archive_of(tmp_path / "train" / "cat.tar", ("1.jpg", b"old"), ("2.jpg", b"old"))
+    for place in (path, path.parent):
+        os.utime(place, ns=(1, 1))
+    monkeypatch.setattr(file_list_cache, "SETTLED", -100)
+    root, calls = path.parent if above else path, listed(monkeypatch)
+    first = ImageFolder(root, labels=False)
+    second = ImageFolder(root, labels=False)
+    assert len(calls) == 1 and samples(first) == samples(second) and second.read(1) == b"old"
+    archive_of(tmp_path / "new.tar", ("1.jpg", b"new"), ("3.jpg", b"new"))
+    os.utime(tmp_path / "new.tar", ns=(1, 1))
+    os.replace(tmp_path / "new.tar", path)
+    os.utime(path.parent, ns=(1, 1))
+    third = ImageFolder(root, labels=False)
+    assert len(calls) == 2 and samples(third) != samples(second) and third.read(1) == b"new"
+    with open(path, "r+b") as file:  # in its place
+        file.seek(0)
+        file.write(path.read_bytes())
+    os.utime(path, ns=(1, 1))
+    ImageFolder(root, labels=False)
+    assert len(calls) == 3
+
+
+def test_lists_with_and_without_labels_share_the_cache(data, tmp_path, monkeypatch):
+    path = packed(data, tmp_path / "packed.tar")
+    os.utime(path, (1, 1))
+    monkeypatch.setattr(file_list_cache, "SETTLED", -100)
+    calls = listed(monkeypatch)
+    for root in (data, path):
+        lists = [ImageFolder(root, labels=labels) for labels in (False, True, False)]
+        assert all(one.labelled and samples(one) == samples(lists[0]) for one in lists)
+    assert len(calls) == 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moco.data.passed_over_files import BROKEN, HIDDEN, OUTSIDE, PassedOver, extension
+from moco.data.passed_over_files import BROKEN, EMPTY, HIDDEN, OUTSIDE, PACKED, PassedOver, extension
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,7 @@ from moco.data.passed_over_files import BROKEN, HIDDEN, OUTSIDE, PassedOver, ext
             {".a": 1, "": 9, ".c": 3, ".d": 2},
             "; passed over: 15 files with other extensions (none, .c, .d)",
         ),
+        ({PACKED: 1, EMPTY: 2}, "; passed over: 1 archive beside unpacked images, 2 folders without images"),
         ({".\x1b[1m": 1}, "; passed over: 1 file with another extension ('.\\x1b[1m')"),
         ({".\udcff": 1}, "; passed over: 1 file with another extension ('.\\udcff')"),
     ],

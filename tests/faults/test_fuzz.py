@@ -1,4 +1,4 @@
-"""A short fuzzing of the image and the checkpoint path, and that it would notice."""
+"""A short fuzzing of images, checkpoints and archives, and that it would notice."""
 
 import multiprocessing
 import os
@@ -38,7 +38,7 @@ def test_crashes_and_other_errors_are_noticed_and_their_files_kept(tmp_path):
 def test_it_shows_its_progress(tmp_path, monkeypatch, impatient, call):
     monkeypatch.setattr(fuzz.Reader, "read", lambda *_: "read")
     code, out, error = call(fuzz.main, "--files", "3", "--keep", tmp_path)
-    assert code == 0 and out.splitlines() == ["images: 3 x read", "checkpoints: 3 x read"]
+    assert code == 0 and out.splitlines() == [f"{kind}: 3 x read" for kind in fuzz.KINDS]
     lines = [f"fuzzing {kind}: {done} files" for kind in fuzz.KINDS for done in ("1 of 3", "2 of 3")]
     assert [line.partition(" (")[0] for line in error.splitlines()] == lines
 

@@ -107,8 +107,11 @@ def one_class_less(root):
     "make, message",
     [
         (lambda root: root.rmdir(), "no folder 'ROOT'; it must hold the folders train and val"),
-        (lambda root: None, "no folder 'ROOT/val'; 'ROOT' must hold the folders train and val, but holds nothing"),
-        (lambda root: (root / "train").mkdir(), "'ROOT' must hold the folders train and val, but holds 'train'"),
+        (
+            lambda root: None,
+            "no folder 'ROOT/val'; 'ROOT' must hold the folders train and val, or train.tar and val.tar",
+        ),
+        (lambda root: (root / "train").mkdir(), "with one folder of images per class, but holds 'train'"),
         (lambda root: [(root / x).mkdir() for x in ("train", "val")], "no class folders in 'ROOT/val'; it must hold"),
         (one_class_less, "'ROOT/train' and 'ROOT/val' must have the same classes; 'a' is only in one of them"),
     ],

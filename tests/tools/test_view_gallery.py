@@ -85,7 +85,7 @@ def test_folders_that_it_refuses(tmp_path, call):
     for folder, message in (
         ("nowhere", "no folder"),
         (".", "can't decode the image"),
-        ("train/a/text.jpg", "is a file; it must be a folder"),
+        ("train/a/text.jpg", "is no tar archive; give a folder of images"),
     ):
         code, _, error = call(view_gallery.main, tmp_path / folder, "--images", "1", "--out", tmp_path / "x.png")
         assert code == 2 and error.count("\n") == 1 and message in error
