@@ -3,9 +3,9 @@
     python -m moco.tools.extract CHECKPOINT DIR --out features.npz
     python -m moco.tools.extract CHECKPOINT DIR --out FOLDER/
 
-DIR is any folder of images. An .npz file holds the arrays `features` (N x d), `labels` (N; the index of the image's
-folder in DIR, or -1 for an image directly in DIR), `classes` (the names of these folders) and `paths` (N). For sets
-that do not fit into memory, FOLDER/ gets features.npy, labels.npy, classes.txt and paths.txt instead.
+DIR is any folder of images or tar archive. An .npz file holds the arrays `features` (N x d), `labels` (N; the index of
+the image's folder in DIR, or -1 for an image directly in DIR), `classes` (the names of these folders) and `paths` (N).
+For sets that do not fit into memory, FOLDER/ gets features.npy, labels.npy, classes.txt and paths.txt instead.
 """
 
 import sys
@@ -37,7 +37,7 @@ FEATURES, LABELS, CLASSES, PATHS = "features.npy", "labels.npy", "classes.txt", 
 
 
 def main(argv=None):
-    dir_help = "folder of images; its folders, if there are some, count as classes"
+    dir_help = "folder of images or tar archive; its folders, if there are some, count as classes"
     parser = EncoderParser(__doc__, __spec__.name, "/path/to/imagenet/val --out features.npz", dir_help)
     add = parser.add_argument
     help = "file to write, or a folder; files of an earlier call are replaced"

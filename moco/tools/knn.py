@@ -31,7 +31,10 @@ from moco.tools.internal.encoder_program import EncoderParser, launch_of, start
 
 def main(argv=None):
     parser = EncoderParser(
-        __doc__, __spec__.name, "/path/to/imagenet", "folder with labelled images in train/ and val/"
+        __doc__,
+        __spec__.name,
+        "/path/to/imagenet",
+        "folder with labelled images in train/ and val/, or train.tar and val.tar",
     )
     help = f"numbers of nearest neighbours that vote, one result each; give them after DIR (default: {K})"
     parser.add_argument("--k", metavar="K", nargs="+", type=number(int, 1), help=help)

@@ -45,7 +45,7 @@ MOST = 64  # queries and neighbours in a picture
 
 def main(argv=None):
     parser = EncoderParser(
-        __doc__, __spec__.name, "/path/to/imagenet", "folder of images, or one with train/ and val/"
+        __doc__, __spec__.name, "/path/to/imagenet", "folder of images or tar archive, or a folder with train and val"
     )
     add, some = parser.add_argument, number(int, 1, MOST)
     add("--out", metavar="FILE", type=output_file(*PICTURES), default="neighbours.png", help="file to write")
