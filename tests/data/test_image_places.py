@@ -77,18 +77,18 @@ def test_a_run_from_archives_equals_the_run_from_folders_and_continues_it(imagen
         packed_classes(imagenet / split, mixed / split, ".")
 
     def run(script, name, data, place, *more):
-        use_tiny_net(script, monkeypatch)
+        use_tiny_net(monkeypatch)
         code, out, error = call(script.main, data, *FLAGS, *more, "--output-dir", tmp_path / place)
         assert code == 0, error
         state = torch.load(tmp_path / place / name, weights_only=True)["state_dict"]
-        return state, [line for line in out.splitlines() if line.startswith("kNN (k")]
+        return state, [line for line in out.splitlines() if line.startswith(" * kNN ")]
 
     moco = main_moco, "checkpoint__0001.pth.tar"
     flags = ["--moco-k", "64", "--epochs", "2", "--knn-every", "1", "--knn-k", "5"]
     folders, lines = run(*moco, imagenet, "a", *flags)
     same, same_lines = run(*moco, tars, "b", *flags)
     assert_equal(folders, same)
-    assert lines == same_lines
+    assert lines == same_lines and len(lines) == 2
     (tmp_path / "c").mkdir()
     shutil.copy(tmp_path / "a" / "checkpoint__0000.pth.tar", tmp_path / "c")
     assert_equal(folders, run(*moco, mixed, "c", *flags, "--resume", "auto")[0])
@@ -100,7 +100,7 @@ def test_a_run_from_archives_equals_the_run_from_folders_and_continues_it(imagen
 
 
 def test_bad_members_are_skipped_and_listed(imagenet, tmp_path, call, monkeypatch):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     shutil.copytree(imagenet / "train", tmp_path / "train")
     (tmp_path / "train" / "star_dots" / "0003.jpg").write_bytes(b"broken")
     packed(tmp_path / "train", tmp_path / "data" / "train.tar")
@@ -114,7 +114,7 @@ def test_bad_members_are_skipped_and_listed(imagenet, tmp_path, call, monkeypatc
 
 
 def test_output_among_the_images_is_refused(imagenet, tmp_path, call, monkeypatch):
-    use_tiny_net(main_moco, monkeypatch)
+    use_tiny_net(monkeypatch)
     photos = tmp_path / "photos"
     shutil.copytree(imagenet / "train", photos)
     code, _, error = call(main_moco.main, photos, *FLAGS, "--moco-k", 64, "--output-dir", photos)

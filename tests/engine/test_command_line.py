@@ -74,7 +74,8 @@ def test_a_wrong_or_missing_value(words, rest, call):
 def test_without_a_folder_a_script_says_what_it_is_and_shows_an_example(script, words, call):
     parser = script.build_parser()
     line = said(call, parser, *words)
-    assert "DIR is missing; give the folder with train/ and, for main_lincls.py, val/; each has one folder" in line
+    words = "DIR is missing; give the folder with train/ and val/, or train.tar and val.tar, each with one folder"
+    assert words in line
     example = line.rstrip().partition(f"for example: python {parser.prog} ")[2].split()
     assert parser.parse_args(example).data == "/path/to/imagenet"
 

@@ -17,7 +17,8 @@ def _readers_start_at_once(monkeypatch):
 @pytest.mark.parametrize("kind", fuzz.KINDS)
 def test_mutated_files_are_read_or_refused(kind, tmp_path):
     outcomes = fuzz.fuzz(kind, 300, 0, str(tmp_path / "findings"))
-    assert set(outcomes) <= {"read", "refused"} and sum(outcomes.values()) == 300
+    assert set(outcomes) <= {"read", "refused"} | ({"read without labels"} if kind == "archives" else set())
+    assert sum(outcomes.values()) == 300
     assert outcomes["read"] > 10 and outcomes["refused"] > 100
     assert not (tmp_path / "findings").exists()
 

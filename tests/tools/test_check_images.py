@@ -122,13 +122,13 @@ def png_of_zeros(path, side):
 
 
 def test_an_image_that_takes_too_much_memory_is_broken(tmp_path, monkeypatch, call):
-    monkeypatch.setattr(check_images, "MOST_MEMORY", 2**26)
-    for name, side in (("1.png", 64), ("2.png", 8000), ("3.png", 64), ("4.png", 40000)):
+    monkeypatch.setattr(check_images, "MOST_MEMORY", 2**28)
+    for name, side in (("1.png", 64), ("2.png", 10000), ("3.png", 64), ("4.png", 40000)):
         png_of_zeros(tmp_path / name, side)
     code, out, error = call(check_images.main, tmp_path)
     lines = out.splitlines()
     assert (code, error) == (1, "") and "checked: 4; broken: 2" in out
-    assert lines[1].endswith("2.png': decoding it needs more than 0.1 GB of memory")
+    assert lines[1].endswith("2.png': decoding it needs more than 0.3 GB of memory")
     assert "4.png': Image size (1600000000 pixels) exceeds limit" in lines[2]
 
 
@@ -174,7 +174,7 @@ def test_a_stop_signal_ends_it(tree, monkeypatch, call):
         (["."], "no images in '.'; add some (.jpg"),
         ([".", "-j", "0"], "'0' is not an integer >= 1"),
         ([".", "--smallest", "0"], "'0' is not an integer >= 1"),
-        ([".", "--out", "bad.png"], "'bad.png' is no file to write; give a name that ends in one of .txt"),
+        ([".", "--out", "bad.png"], "'bad.png' is no file to write; give a name that ends in .txt"),
         ([".", "--out", "no/bad.txt"], "'no/bad.txt' can't be written: 'no' is no folder"),
     ],
 )
