@@ -36,9 +36,13 @@ def knn_classification(args, launch, checkpoint):
 def linear_classification(args, launch, checkpoint):
     """The line with the command that evaluates a pretrained checkpoint, with as many processes on one node.
 
+    It is None if there are no validation images.
+
     Args:
         args: the options of main_moco.py. launch: its Launch. checkpoint: path of the last checkpoint.
     """
+    if place_of(args.data, "val") is None:
+        return None
     words = ["python", "main_lincls.py", "--lars"]
     if launch.mode == "torchrun":
         words[:1] = ["torchrun", "--nproc-per-node", str(launch.local)]

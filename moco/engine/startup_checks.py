@@ -137,8 +137,7 @@ def prepare_output(args, names, launch, place):
     """Creates and locks the output folder, and tidies it up: the last check, only where rank 0 will run.
 
     Files that an earlier run left half-written are removed, and its checkpoints are moved out of the way. With
-    --dry-run, nothing is changed. `args.resume`, `args.pretrained` and
-    `args.init_from` follow their files.
+    --dry-run, nothing is changed. `args.resume`, `args.pretrained` and `args.init_from` follow their files.
 
     Args:
         names: the script's CheckpointNames. launch: a Launch. place: as `check_training` returns it.

@@ -2,10 +2,10 @@
 
     python -m moco.tools.check_images DIR [-j N] [--out bad.txt]
 
-DIR is any tree of images; all that lies below it is checked, such as train/ and val/. Images that are grey, CMYK,
-transparent, with a palette or with 16 bits are only counted, since training converts them to RGB. An image counts as
-broken, too, if decoding it crashes, or needs more memory than a process may have: half of the memory divided by the
-number of processes, but at least 1 GB and at most 3 GB.
+DIR is any tree of images or an archive; all that lies below it is checked, such as train/ and val.tar. Images that are
+grey, CMYK, transparent, with a palette or with 16 bits are only counted, since training converts them to RGB. An image
+counts as broken, too, if decoding it crashes, or needs more memory than a process may have: half of the memory divided
+by the number of processes, but at least 1 GB and at most 3 GB.
 
 The exit code is 0 if no image is broken, 1 if one is, 2 if an argument is wrong, 3 if the system can't read an image
 at the moment, and 143 after a stop signal.
@@ -33,6 +33,7 @@ from PIL import Image
 from moco.data.bad_image_substitutes import FEW, SHARE
 from moco.data.file_list import ImageFolder
 from moco.data.image_decoding import decode_to_pil
+from moco.data.image_places import image_places
 from moco.data.image_reading import FORMATS, BadImageError, ImageReadError, naming
 from moco.engine.command_line import PROCESSES, Parser, number, output_file
 from moco.engine.early_signals import signal_name
@@ -63,7 +64,7 @@ class Intact(NamedTuple):
 def main(argv=None):
     parser = Parser(__doc__, __spec__.name, example="/path/to/imagenet")
     add = parser.add_argument
-    add("dir", metavar="DIR", help="folder of images, in folders or not")
+    add("dir", metavar="DIR", help="folder of images, in folders or not, or an archive")
     add("-j", "--workers", metavar="N", type=PROCESSES, default=cores(), help="number of processes that decode")
     help = "list images whose shorter side is less than this"
     add("--smallest", metavar="PX", type=number(int, 1), default=32, help=help)
@@ -71,13 +72,14 @@ def main(argv=None):
     add("--out", metavar="FILE.txt", type=output_file(".txt"), help=help)
     args = parser.parse_args(argv)
     try:
-        folder = ImageFolder(args.dir, any_tree=True)
-    except OSError as error:
-        parser.error(error)
-    say(f"images: {len(folder):,} in {folder.root!r}{folder.passed_over.clause()}")
-    try:
+        folders, broken = [ImageFolder(args.dir, any_tree=True)], []
+        for place in image_places(args.dir):  # an archive beside a folder of images is not in the list of DIR
+            if place.endswith(".tar") and os.path.basename(place).removesuffix(".tar") not in folders[0].classes:
+                folders.append(ImageFolder(place, any_tree=True))
         with stop_signals_raise():
-            broken = check(folder, args.workers, args.smallest)
+            for folder in folders:
+                say(f"images: {len(folder):,} in {folder.root!r}{folder.passed_over.clause()}")
+                broken += check(folder, args.workers, args.smallest)
         if args.out:
             with open(args.out, "wb") as file:
                 file.writelines(os.fsencode(os.path.abspath(path)) + b"\n" for path in broken)

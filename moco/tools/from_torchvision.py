@@ -78,7 +78,7 @@ def check_folders(root, out, download):
     if not download and not os.path.isdir(root):
         raise ValueError(f"no folder {root!r}; give the one that holds the data set, or --download")
     if os.path.isdir(real) and (os.listdir(real) or os.path.ismount(real)):
-        raise ValueError(f"{out!r} is not empty or a disk of its own; give the name of a new folder")
+        raise ValueError(f"{out!r} is not empty, or it is a mount point; give the name of a new folder")
     if os.path.commonpath([real, os.path.realpath(root)]) == real:
         raise ValueError(f"{out!r} is or contains the folder {root!r} that is read; give another")
     return real
@@ -167,7 +167,7 @@ def report(out, counts, classes, side, unused):
         say(f"note: splits that are not written: {', '.join(unused)}; --option split=NAME writes one as train/")
     found = {label for labels in counts.values() for label in labels}
     if unseen := sorted(set(range(len(classes))) - found):
-        say(f"note: no image has the label {', '.join(map(str, unseen))}; this makes all larger labels smaller here")
+        say(f"note: no image has the label {', '.join(map(str, unseen))}; so the labels above it shift down by one")
     for folder in (folder for folder in (TRAIN, VAL) if folder in counts):
         if missing := sorted(found - counts[folder].keys() - {-1}):
             say(f"note: {folder}/ has no image of the class {classes[missing[0]]!r}; train/ and val/ differ in it")
@@ -184,7 +184,7 @@ def report(out, counts, classes, side, unused):
     say("pretraining:")
     say(shlex.join(["python", "main_moco.py", *flags, "--output-dir", run, data]))
     if VAL in counts:
-        words = ["--lars", *network, "--pretrained", f"{run}/checkpoint__0099.pth.tar"]
+        words = [*["--lars"] * (not few), *network, "--pretrained", f"{run}/checkpoint__0099.pth.tar"]
         say("then linear classification:")
         say(shlex.join(["python", "main_lincls.py", *words, "--output-dir", f"{run}/lincls", out]))
 

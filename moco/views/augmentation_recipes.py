@@ -85,15 +85,15 @@ def stays_inside(mix_box, size):
 PROBABILITY = ("a probability from 0 to 1", lambda x, _: 0 <= x <= 1)
 RULES = {  # for each field of View: its values in words, and the same as a function of the value and the View
     "size": ("an integer, 1 or more", lambda x, _: index(x) >= 1),
-    "scale": ("a tuple (low, high) with 0 < low <= high <= 1", lambda x, _: 0 < x[0] <= x[1] <= 1),
-    "ratio": (f"a tuple (low, high) with 0 < low <= high <= {LIMIT}", lambda x, _: 0 < x[0] <= x[1] <= LIMIT),
+    "scale": ("two numbers (low, high) with 0 < low <= high <= 1", lambda x, _: 0 < x[0] <= x[1] <= 1),
+    "ratio": (f"two numbers (low, high) with 0 < low <= high <= {LIMIT}", lambda x, _: 0 < x[0] <= x[1] <= LIMIT),
     "jitter": (
-        f"a tuple of four strengths from 0 to {LIMIT}, of which the hue's is at most 0.5",
+        f"four strengths (brightness, contrast, saturation, hue) from 0 to {LIMIT}, the hue's at most 0.5",
         lambda x, _: all(0 <= strength <= LIMIT for strength in x) and x[3] <= 0.5,
     ),
     "jitter_p": PROBABILITY,
     "gray_p": PROBABILITY,
-    "sigma": (f"a tuple (low, high) with 0 <= low <= high <= {LIMIT}", lambda x, _: 0 <= x[0] <= x[1] <= LIMIT),
+    "sigma": (f"two numbers (low, high) with 0 <= low <= high <= {LIMIT}", lambda x, _: 0 <= x[0] <= x[1] <= LIMIT),
     "blur_p": PROBABILITY,
     "flip_p": PROBABILITY,
     "randaugment": ("True or False", lambda x, _: isinstance(x, bool)),
@@ -122,7 +122,9 @@ def parse_field(text):
     """
     name, equals, words = text.partition("=")
     if name not in FLAGGED or not equals:
-        raise ValueError(f"{text!r} is no FIELD=VALUE with a FIELD of {', '.join(FLAGGED)}; give one, as in blur_p=0")
+        raise ValueError(
+            f"{text!r} is not FIELD=VALUE with one of the fields {', '.join(FLAGGED)}; for example: blur_p=0"
+        )
     try:
         numbers = tuple(map(float, words.split(",")))
         value = numbers if isinstance(DEFAULTS[name], tuple) or len(numbers) > 1 else numbers[0]

@@ -32,13 +32,16 @@ def test_how_long_it_took():
         ("torchrun", "-a resnet18", "torchrun --nproc-per-node 3 main_lincls.py"),
     ],
 )
-def test_the_next_command_is_one_of_main_lincls(mode, flags, start):
-    pretraining = arguments(*flags.split())
+def test_the_next_command_is_one_of_main_lincls(mode, flags, start, tmp_path):
+    data = tmp_path / "image net"
+    pretraining = main_moco.build_parser().parse_args([str(data), *flags.split()])
+    assert linear_classification(pretraining, Launch(mode, local=3), "c") is None  # there are no validation images
+    (data / "val").mkdir(parents=True)
     line = linear_classification(pretraining, Launch(mode, local=3), "runs/c 1.pth.tar")
     command = line.removeprefix("next, linear classification: ")
     assert command.startswith(f"{start} --lars ")
     args = main_lincls.build_parser().parse_args(shlex.split(command.removeprefix(start)))
-    assert (args.pretrained, args.data, args.lars) == ("runs/c 1.pth.tar", "/data/image net", True)
+    assert (args.pretrained, args.data, args.lars) == ("runs/c 1.pth.tar", str(data), True)
     same = ("arch", "crop_size", "multiprocessing_distributed", "nproc")
     assert all(getattr(args, name) == getattr(pretraining, name) for name in same)
     assert re.fullmatch(r"(\.|runs/x)/lincls", args.output_dir)

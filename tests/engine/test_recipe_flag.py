@@ -20,6 +20,7 @@ def test_equal_recipes_are_stored_alike():
     assert a.recipe == b.recipe == ["blur_p=0", "scale=0.2,1"] == json.loads(json.dumps(a.recipe))
     assert recipe_of(a) == {"blur_p": 0.0, "scale": (0.2, 1.0)}
     assert parsed().recipe == [] and recipe_of(parsed()) == {}
+    assert parsed("--recipe", "blur_p=0.5").recipe == []  # the default
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def test_equal_recipes_are_stored_alike():
     [
         (["blur_p=0", "blur_p=0"], "argument --recipe: blur_p is given twice, blur_p=0 and blur_p=0; give it once"),
         (["blur_p=2"], "argument --recipe: 'blur_p=2': the blur_p must be a probability from 0 to 1; the default is"),
-        (["mix_box=1"], "argument --recipe: 'mix_box=1' is no FIELD=VALUE with a FIELD of scale, ratio,"),
+        (["mix_box=1"], "argument --recipe: 'mix_box=1' is not FIELD=VALUE with one of the fields scale, ratio,"),
     ],
 )
 def test_what_is_refused(words, message, capsys):

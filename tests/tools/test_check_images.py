@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import struct
+import tarfile
 import zlib
 
 import numpy as np
@@ -119,6 +120,17 @@ def png_of_zeros(path, side):
     ):
         data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+def test_an_archive_beside_a_folder_is_checked_too(tmp_path, call):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    PHOTO.save(tmp_path / "train" / "a" / "1.jpg")
+    (tmp_path / "1.jpg").write_text("no image")
+    with tarfile.open(tmp_path / "val.tar", "w") as archive:
+        archive.add(tmp_path / "1.jpg", "a/1.jpg")
+    (tmp_path / "1.jpg").unlink()
+    code, out, error = call(check_images.main, tmp_path)
+    assert (code, error) == (1, "") and f"broken: '{tmp_path}/val.tar!a/1.jpg': it is none of" in out
 
 
 def test_an_image_that_takes_too_much_memory_is_broken(tmp_path, monkeypatch, call):

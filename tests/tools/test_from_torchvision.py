@@ -98,7 +98,7 @@ def test_cifar10(tmp_path, monkeypatch, call):
         "pretraining:",
         f"python main_moco.py {' '.join(SMALL)} --output-dir 'runs/cifar 10' 'new/cifar 10'",
         "then linear classification:",
-        f"python main_lincls.py --lars {' '.join(SMALL[:4])} --pretrained 'runs/cifar 10/checkpoint__0099.pth.tar' "
+        f"python main_lincls.py {' '.join(SMALL[:4])} --pretrained 'runs/cifar 10/checkpoint__0099.pth.tar' "
         "--output-dir 'runs/cifar 10/lincls' 'new/cifar 10'",
     ]
 
@@ -148,7 +148,7 @@ def test_a_label_without_images_is_told(tmp_path, call):
     fashion_mnist(tmp_path, "EMNIST", "emnist-letters-", "test", 1)
     words = ["EMNIST", tmp_path, tmp_path / "out"]
     code, said, _ = call(from_torchvision.main, *words, "--option", "split=letters")
-    assert code == 0 and "note: no image has the label 0; this makes all larger labels smaller here" in said
+    assert code == 0 and "note: no image has the label 0; so the labels above it shift down by one" in said
     same(ImageFolder(tmp_path / "out" / "val"), datasets.EMNIST(tmp_path, "letters", train=False), shift=1)
     code, said, error = call(from_torchvision.main, *words[:2], tmp_path / "2")
     assert code == 2 and error.endswith("error: EMNIST needs the argument 'split'; give --option split=VALUE\n")
@@ -243,7 +243,7 @@ def test_only_download_downloads(tmp_path, monkeypatch, call):
     [
         (["CIFAR", "x", "y"], "invalid choice: 'CIFAR'; did you mean CIFAR10?"),
         (["FakeData", "x", "y"], "invalid choice: 'FakeData'"),
-        (["CIFAR10", "data", "full"], "'full' is not empty or a disk of its own; give the name of a new folder"),
+        (["CIFAR10", "data", "full"], "'full' is not empty, or it is a mount point; give the name of a new folder"),
         (["CIFAR10", "data", "full/file"], "'full/file' is no folder; give a folder, which may be a new one"),
         (["CIFAR10", "new/data", "new", "--download"], "'new' is or contains the folder 'new/data' that is read"),
         (["CIFAR10", "data", "old"], "old.unfinished' exists; if no other call of this program writes it now"),

@@ -98,7 +98,7 @@ def test_a_field_is_parsed_and_written_in_one_way():
         assert parse_field(field_in_words(name, value)) == (name, value)
 
 
-FORM = "is no FIELD=VALUE with a FIELD of scale, ratio, jitter, jitter_p, gray_p, sigma, blur_p, flip_p; give one, as"
+FORM = "is not FIELD=VALUE with one of the fields scale, ratio, jitter, jitter_p, gray_p, sigma, blur_p, flip_p; for"
 
 
 @pytest.mark.parametrize(
@@ -113,16 +113,16 @@ FORM = "is no FIELD=VALUE with a FIELD of scale, ratio, jitter, jitter_p, gray_p
         ("blur_p=2", "the blur_p must be a probability from 0 to 1; the default is blur_p=0.5"),
         ("blur_p=nan", "the blur_p must be a probability"),
         ("blur_p=0,1", "the blur_p must be a probability"),
-        ("scale=0.2", "the scale must be a tuple (low, high) with 0 < low <= high <= 1; the default is scale=0.2,1"),
-        ("scale=0,1", "the scale must be a tuple"),
-        ("scale=0.2,1,1", "the scale must be a tuple"),
-        ("scale=a,1", "the scale must be a tuple"),
+        ("scale=0.2", "must be two numbers (low, high) with 0 < low <= high <= 1; the default is scale=0.2,1"),
+        ("scale=0,1", "the scale must be two numbers"),
+        ("scale=0.2,1,1", "the scale must be two numbers"),
+        ("scale=a,1", "the scale must be two numbers"),
         (
             "jitter=0.4",
-            "four strengths from 0 to 1000, of which the hue's is at most 0.5; the default is jitter=0.4,0.",
+            "four strengths (brightness, contrast, saturation, hue) from 0 to 1000, the hue's at most 0.5; the default",
         ),
         ("jitter=0.4,0.4,0.4,0.6", "four strengths"),
-        ("sigma=0,inf", "the sigma must be a tuple (low, high) with 0 <= low"),
+        ("sigma=0,inf", "the sigma must be two numbers (low, high) with 0 <= low"),
     ],
 )
 def test_a_field_that_does_not_fit_is_refused(text, message):
