@@ -119,7 +119,7 @@ FORM = "is not FIELD=VALUE with one of the fields scale, ratio, jitter, jitter_p
         ("scale=a,1", "the scale must be two numbers"),
         (
             "jitter=0.4",
-            "four strengths (brightness, contrast, saturation, hue) from 0 to 1000, the hue's at most 0.5; the default",
+            "four strengths (brightness, contrast, saturation, hue) from 0 to 1000, the hue's at most 0.5",
         ),
         ("jitter=0.4,0.4,0.4,0.6", "four strengths"),
         ("sigma=0,inf", "the sigma must be two numbers (low, high) with 0 <= low"),
