@@ -22,10 +22,10 @@ class ImageFolder:
 
     Args:
         root: the folder or archive.
-        any_tree: whether images may also lie directly in `root`, and folders may be empty. The images in `root` come
-            first, with the label -1.
-        labels: whether each image must have a class. If not, folders may be empty, and images that lie directly in
-            `root` are listed, with the label -1, if there are no classes. `any_tree` needs no labels, either.
+        labels: whether each image must have a class. If not, folders may be empty; and if no folder in `root` holds
+            images, those that lie directly in `root` are listed, with the label -1, rather than archives beside them.
+        any_tree: whether images that lie directly in `root` are listed even beside class folders. They come first,
+            with the label -1. Then `labels` has no effect: no image must have a class.
 
     The list is kept in a few arrays instead of Python objects, so that data workers share it.
 
@@ -33,7 +33,7 @@ class ImageFolder:
         root: the folder or archive.
         classes: sorted names of the class folders; in WebDataset shards, the numbers in the .cls files.
         labels: int32, for each image an index into `classes`, or -1.
-        labelled: whether a list with `labels` would be the same.
+        labelled: whether every image has a class, so that a labelled use may take this list.
         passed_over: a PassedOver, the numbers of what is not listed.
 
     Raises:
@@ -47,7 +47,7 @@ class ImageFolder:
         self.root = os.fspath(root)
         check_root(self.root, "one folder of images per class" if labels and not any_tree else "images")
         arrays, states, started = None if any_tree else file_list_cache.load(self.root), None, time.time_ns()
-        if arrays is None or (labels and not arrays["labelled"] and not any_tree):
+        if arrays is None or not arrays["labelled" if labels else "unlabelled"]:
             arrays, states = list_images(self.root, any_tree, labels)
         self.classes = [os.fsdecode(name) for name in arrays["classes"].tobytes().split(b"\0") if name]
         self._paths, self.labels = StringArray(arrays["paths"], arrays["ends"]), arrays["labels"]
@@ -110,8 +110,18 @@ def check_root(root, holds):
 
 
 def check_same_classes(train, val):
-    """Raises ValueError if two ImageFolders have different classes; the message names one of them."""
+    """Raises ValueError if two ImageFolders have different classes, or have them in a different order.
+
+    The message names the first difference. With another order, the same label would mean different classes.
+    """
     if odd := sorted(set(train.classes) ^ set(val.classes)):
         raise ValueError(
             f"{train.root!r} and {val.root!r} must have the same classes; {odd[0]!r} is only in one of them"
         )
+    for number, (first, second) in enumerate(zip(train.classes, val.classes, strict=True)):
+        if first != second:
+            raise ValueError(
+                f"{train.root!r} and {val.root!r} must have their classes in the same order, but class {number} is "
+                f"{first!r} in the first and {second!r} in the second: labels in shards are sorted as numbers, "
+                "folders and archives by name; give both in the same form"
+            )

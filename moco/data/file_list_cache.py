@@ -14,7 +14,7 @@ import tempfile
 import numpy as np
 
 DIGEST_BYTES = 32
-FORMAT = b"3"  # version of the arrays and of what is listed; a cache of another version has another file name
+FORMAT = b"4"  # version of the arrays and of what is listed; a cache of another version has another file name
 SETTLED = 2.0  # seconds; a second change within this time may get the time stamp of the first
 
 

@@ -9,10 +9,21 @@ from operator import itemgetter
 import numpy as np
 
 from moco.data import file_list_cache
-from moco.data.file_extensions import EXTENSIONS, folder_of, is_archive, is_image
+from moco.data.file_extensions import folder_of, is_archive, is_image, training_and_validation
 from moco.data.folder_walk import Listing, enclosing_folders, missing_target, scan, walk
-from moco.data.passed_over_files import BROKEN, EMPTY, HIDDEN, OUTSIDE, PACKED, PassedOver, extension, plural
-from moco.data.shard_labels import LABEL, has_labels, labelled_images
+from moco.data.passed_over_files import (
+    BROKEN,
+    EMPTY,
+    EMPTY_ARCHIVES,
+    HIDDEN,
+    OUTSIDE,
+    PACKED,
+    PassedOver,
+    extension,
+    no_images,
+    plural,
+)
+from moco.data.shard_labels import LABEL, has_labels, images_with_labels
 from moco.data.string_array import StringArray
 from moco.data.tar_headers import ArchiveError
 from moco.data.tar_index import TarTree
@@ -29,8 +40,8 @@ def list_images(root, any_tree=False, labels=True):
         arrays: a dict of `paths` (uint8, all paths relative to `root` or to their archive, concatenated), `ends`
             (int64, length n + 1: 0, then the offset at which each path ends), `labels` (int32), `classes` (uint8, the
             names separated by zero bytes), `passed_over` (uint8, the values of a PassedOver as JSON), `labelled`
-            (bool, whether each image and each class folder has what a labelled use needs); and, if there are archives,
-            those of ArchivedImages.
+            (bool, whether each image and each class folder has what a labelled use needs), `unlabelled` (bool, whether
+            a use without labels would list the same); and, if there are archives, those of ArchivedImages.
         states: for the cache, a list of (folder or archive relative to `root`, its state before it was listed).
 
     Raises:
@@ -52,6 +63,7 @@ class ImageList:
         self.listing, self.states, self.passed_over = Listing(root), [], Counter()
         self.paths, self.ends, self.labels, self.classes = bytearray(), array("q", [0]), array("i"), []
         self.archive, self.offset, self.size = array("i"), array("q"), array("Q")
+        self.unlabelled = True
         self.archives, self.files = {}, {}  # (name, index of its file) and (state) by path relative to the root
         if os.path.isdir(root):
             self.states.append((b".", file_list_cache.state_of(root, b".")))
@@ -68,16 +80,20 @@ class ImageList:
 
     def list_classes(self, top, below):
         """Lists all classes, and the images outside of them; arguments as `TarTree.below` returns them."""
-        loose, archives = sorted(filter(is_image, top.files)), sorted(filter(is_archive, top.files))
+        loose = sorted(filter(is_image, top.files))
+        archives = sorted(filter(is_archive, top.files), key=lambda file: (folder_of(file), file))  # as the folders
         self.check_top(top, loose, archives)
-        self.passed_over += Counter({HIDDEN: top.hidden, BROKEN: len(top.broken)})
+        everywhere = Counter({HIDDEN: top.hidden, BROKEN: len(top.broken)})  # in an archive, those of all classes
+        self.passed_over += everywhere
         if self.any_tree:
             self.add([("", file, top) for file in loose], -1)
         for name in sorted(top.folders):
-            self.add_class(name, self.shown(name), *self.images_of(below[name]))
-        if self.classes:
+            whole = () if top.tree is None else everywhere
+            self.add_class(name, self.shown(name), *self.images_of(below[name]), EMPTY, whole)
+        if self.classes or (loose and not self.needs_labels):
             self.passed_over += Counter({PACKED: len(archives)})
         else:
+            self.unlabelled = not loose
             self.add_archives(archives, top)
         others = [file for file in top.files if not is_archive(file)]
         if self.any_tree or not self.labels:
@@ -117,17 +133,33 @@ class ImageList:
         """How messages call the folder or archive `name` in the root."""
         return self.beginning + ("" if os.path.isdir(self.root) else "!") + name
 
-    def add_class(self, name, source, images, passed_over):
-        """Adds a class with its images; raises FileNotFoundError if there are none, but labels are needed."""
+    def add_class(self, name, source, images, passed_over, empty, whole=()):
+        """Adds a class with its images; raises FileNotFoundError if there are none, but labels are needed.
+
+        Args:
+            name: of the class. source: its folder or archive for the messages.
+            images, passed_over: as `images_of` returns them. empty: the reason that counts a class without images.
+            whole: for `no_images`.
+        """
         if not images and self.needs_labels:
-            raise no_images(source, passed_over, "remove it or add some")
-        self.passed_over += passed_over + Counter({EMPTY: not images and not self.any_tree})
+            raise no_images(source, passed_over, "remove it or add some", whole)
+        self.passed_over += passed_over + Counter({empty: not images and not self.any_tree})
         if images:
             self.add(images, len(self.classes))
             self.classes.append(name)
 
     def add_archives(self, archives, top):
-        """Adds the archives in the root, names of files: shards with labels, or one class for each."""
+        """Adds the archives in the root, names of files: shards with labels, or one class for each.
+
+        Raises:
+            ArchiveError: two of them stand for one class; or some are for training, and others for validation.
+        """
+        if (mixed := training_and_validation(archives)) and not self.any_tree:
+            raise ArchiveError(
+                f"{self.root!r} holds {mixed[0]!r} and {mixed[1]!r}, which seem to be for training and for validation"
+                "; link the first as train.tar in another folder (several of them into a folder train there) and give "
+                "that one; if it is a class, rename it"
+            )
         shards = None
         for file in archives:
             name, contents = folder_of(file), list(self.contents_of(("", file, top), folder_of(file)))
@@ -139,13 +171,13 @@ class ImageList:
                     f"{self.shown(file)!r} stands for the class {name!r}, as another archive does; rename one of them"
                 )
             else:
-                self.add_class(name, self.shown(file), *self.images_of(contents))
+                self.add_class(name, self.shown(file), *self.images_of(contents), EMPTY_ARCHIVES)
         if shards:
             self.rename_labels()
 
     def add_shard(self, contents):
         """Adds the images of a shard, a list of (folder, Content), with the numbers in its .cls files as labels."""
-        for image, label in labelled_images(contents):
+        for image, label in images_with_labels(contents):
             if label is None and self.needs_labels:
                 raise FileNotFoundError(
                     f"the image {named(*image)!r} has no label; put a file of the same name beside it, with the "
@@ -236,7 +268,10 @@ class ImageList:
             "labels": labels,
             "classes": np.frombuffer(b"\0".join(map(os.fsencode, self.classes)), dtype=np.uint8),
             "passed_over": np.frombuffer(json.dumps(PassedOver.of(self.passed_over)).encode(), dtype=np.uint8),
-            "labelled": np.array(not self.any_tree and labels.min() >= 0 and not self.passed_over[EMPTY]),
+            "labelled": np.array(
+                not self.any_tree and labels.min() >= 0 and not self.passed_over.keys() & {EMPTY, EMPTY_ARCHIVES}
+            ),
+            "unlabelled": np.array(self.unlabelled),
         }
         if self.archives:
             archives, files = StringArray.of(self.archives), StringArray.of(self.files)
@@ -261,10 +296,3 @@ def everything(top, below, place):
 def named(_folder, file, content):
     """How messages call a file in an archive."""
     return f"{content.tree.name}!{os.path.join(content.inside, file)}"
-
-
-def no_images(folder, not_listed, way_out):
-    """The FileNotFoundError about a folder without images; `not_listed` is a dict for `PassedOver.of`."""
-    return FileNotFoundError(
-        f"no images in {folder!r}; {way_out} ({', '.join(EXTENSIONS)}){PassedOver.of(not_listed).clause()}"
-    )

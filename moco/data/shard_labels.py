@@ -1,4 +1,7 @@
-"""The labels in WebDataset shards: KEY.cls beside KEY.jpg, a file that holds the label as a small integer in text."""
+"""The labels in WebDataset shards: KEY.cls beside KEY.jpg, a file that holds the label as a small integer in text.
+
+A key ends at the first dot of the file's name: the label of 0.jpg and of 0.input.jpg is in 0.cls.
+"""
 
 import os
 
@@ -13,7 +16,7 @@ LARGEST = 2**31 - 1
 
 def label_file(image):
     """The name of the file with the label of an image."""
-    return os.path.splitext(image)[0] + LABEL
+    return image.partition(".")[0] + LABEL
 
 
 def has_labels(contents):
@@ -26,7 +29,7 @@ def has_labels(contents):
     return next((label_file(file) in content.files for file, content in images), None)
 
 
-def labelled_images(contents):
+def images_with_labels(contents):
     """The images of a shard, in its order, with their labels.
 
     Args:

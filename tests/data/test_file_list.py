@@ -10,8 +10,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from moco.data.file_extensions import EXTENSIONS
-from moco.data.file_list import ImageFolder
+from moco.data.file_list import ImageFolder, check_same_classes
 from moco.data.image_reading import FORMATS
+from tests.data.archives import archive_of
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -141,6 +142,22 @@ def test_a_folder_that_can_not_be_read_is_not_passed_over(data, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(PermissionError, match="deep"):
         patch.setattr(os, "scandir", refuse)
         ImageFolder(data)
+
+
+def test_both_lists_must_have_the_same_classes_in_the_same_order(tmp_path):
+    """In shards the classes are numbers, so 2 comes before 10. In folders they are names, so "10" comes before "2"."""
+    numbers = ("0", "2", "10")
+    files(*(f"{number}/1.jpg" for number in numbers))(tmp_path / "val")
+    members = [(f"{number}{end}", number.encode()) for number in numbers for end in (".jpg", ".cls")]
+    train, val = ImageFolder(archive_of(tmp_path / "train.tar", *members)), ImageFolder(tmp_path / "val")
+    check_same_classes(val, val)
+    with pytest.raises(ValueError) as error:
+        check_same_classes(train, val)
+    assert str(error.value) == (
+        f"'{tmp_path}/train.tar' and '{tmp_path}/val' must have their classes in the same order, but class 1 is '2' "
+        "in the first and '10' in the second: labels in shards are sorted as numbers, folders and archives by name; "
+        "give both in the same form"
+    )
 
 
 def test_the_summary_counts_what_is_listed_and_what_is_not(tmp_path):

@@ -145,3 +145,14 @@ def test_lists_with_and_without_labels_share_the_cache(data, tmp_path, monkeypat
         lists = [ImageFolder(root, labels=labels) for labels in (False, True, False)]
         assert all(one.labelled and samples(one) == samples(lists[0]) for one in lists)
     assert len(calls) == 2
+
+
+def test_a_list_of_an_earlier_version_is_not_used(data, monkeypatch):
+    """It may have another order."""
+    calls = listed(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(file_list_cache, "FORMAT", b"3")
+        ImageFolder(data)
+    ImageFolder(data)
+    ImageFolder(data)
+    assert len(calls) == 2

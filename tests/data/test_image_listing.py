@@ -1,11 +1,13 @@
 """What a folder may be: any tree of images, tar archives in all places, and their lists, which equal each other."""
 
+import os
 import re
 import shutil
 
 import pytest
 
 from moco.data.file_list import ImageFolder
+from moco.data.image_listing import training_and_validation
 from moco.data.tar_headers import ArchiveError
 from tests.data.archives import archive_of, packed, packed_classes
 from tests.data.test_file_list import files
@@ -69,6 +71,17 @@ def listed(root, **how):
     )
 
 
+@pytest.mark.parametrize("form", [tar_of_folders, tar_of_class_tars, class_tars])
+def test_classes_have_the_order_of_folders_also_where_a_name_begins_another(tmp_path, form):
+    """The names of the archives have another order, because of the `.tar` at their ends."""
+    names = ["a", "a b", "a-b", "a.b", "a.tar-b", "a0"]
+    for name in names:
+        files(f"{name}/1.jpg")(tmp_path / "folders")
+        (tmp_path / "folders" / name / "1.jpg").write_text(name)
+    folder, unpacked = ImageFolder(form(tmp_path / "folders", tmp_path / "packed")), ImageFolder(tmp_path / "folders")
+    assert folder.classes == unpacked.classes == names and contents(folder) == contents(unpacked)
+
+
 FLAT = [("/1.jpg", -1), ("/2.jpg", -1)]
 
 
@@ -110,12 +123,82 @@ def test_class_archives_win_over_loose_images_and_checkpoints_are_no_archives(im
 
 
 def test_names_of_archives_that_collide_are_refused(tmp_path):
-    for name in ("cat.tar", "cat.TAR"):
+    for name in ("cat.tar", "cat.TAR", "cat.a.tar"):
         archive_of(tmp_path / name, ("1.jpg", b""))
     with pytest.raises(
         ArchiveError, match=r"cat.tar' stands for the class 'cat', as another archive does; rename one"
     ):
         ImageFolder(tmp_path)
+
+
+def test_loose_images_win_over_archives_where_no_labels_are_needed(tmp_path):
+    """A compressed archive is not refused then, and a list with labels in the cache changes nothing."""
+    root = tmp_path / "photos"
+    files("1.jpg", "2.jpg")(root)
+    archive_of(root / "old.tar", ("z.jpg", b""))
+    expected = FLAT, "1 archive beside unpacked images"
+    for path in (root, packed(root, tmp_path / "photos.tar", ".")):
+        for changed in (path, root / "old.tar"):
+            os.utime(changed, (1, 1))  # the list of a folder that has just been changed is not kept
+        slash = "/" if path == root else "!"
+        images = [(slash + name[1:], number) for name, number in FLAT]
+        for _ in range(2):
+            assert listed(path, labels=False) == listed(path, any_tree=True) == (images, expected[1])
+            assert listed(path) == ([(f"{slash}old.tar!z.jpg", 0)], "2 files outside the class folders")
+    (root / "old.tar").rename(root / "old.tar.gz")
+    assert listed(root, labels=False) == expected
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_archives_for_training_and_for_validation_are_not_trained_on_together(tmp_path, form):
+    """As in a folder of downloads; a name that only contains these words may be a class."""
+    root = tmp_path / "dl"
+    for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
+        archive_of(root / name, ("1.JPEG", b""))
+    path = root if form == "folder" else packed(root, tmp_path / "dl.tar", ".")
+    message = (
+        f"{str(path)!r} holds 'ILSVRC2012_img_train.tar' and 'ILSVRC2012_img_val.tar', which seem to be for training "
+        "and for validation; link the first as train.tar in another folder (several of them into a folder train "
+        "there) and give that one; if it is a class, rename it"
+    )
+    for labels in (True, False):
+        with pytest.raises(ArchiveError, match=f"^{re.escape(message)}$"):
+            ImageFolder(path, labels=labels)
+    assert len(ImageFolder(path, any_tree=True)) == 2
+
+
+@pytest.mark.parametrize(
+    "names, refused",
+    [
+        (["imagenet1k-train-0000.tar", "imagenet1k-validation-00.tar"], True),
+        (["train2017.tar", "test2017.tar"], True),
+        (["VOCtrainval_11-May-2012.tar", "VOCtest_06-Nov-2007.tar"], True),
+        (["train_station.tar", "valley.tar"], False),
+        (["restraint.tar", "test.tar"], False),
+        (["a_train.tar", "b_train.tar"], False),
+    ],
+)
+def test_which_names_of_archives_mean_training_and_validation(names, refused):
+    assert bool(training_and_validation(sorted(names))) == refused
+
+
+def test_a_class_in_an_archive_that_only_holds_hidden_images_says_so(tmp_path):
+    path = archive_of(tmp_path / "a.tar", ("cat/._1.jpg", b""), ("cat/2.txt", b""), ("dog/1.jpg", b""))
+    with pytest.raises(FileNotFoundError, match=r"in '.*a.tar!cat'.*; passed over: 1 file with another .*\(.txt\); "
+                       "passed over in the whole archive: 1 hidden$"):  # fmt: skip
+        ImageFolder(path)
+    archive_of(tmp_path / "train" / "cat.tar", ("._1.jpg", b""))
+    with pytest.raises(FileNotFoundError, match=r"no images in '.*/train/cat.tar'.*; passed over: 1 hidden$"):
+        ImageFolder(tmp_path / "train")
+
+
+def test_a_class_archive_without_images_is_no_folder(tmp_path):
+    for name in ("cat", "dog"):
+        archive_of(tmp_path / f"{name}.tar", (f"1.{'jpg' if name == 'cat' else 'txt'}", b""))
+    images, passed_over = listed(tmp_path, labels=False)
+    assert images == [("/cat.tar!1.jpg", 0)]
+    assert passed_over == "1 file with another extension (.txt), 1 archive without images"
+    assert not ImageFolder(tmp_path, labels=False).labelled
 
 
 @pytest.mark.parametrize(

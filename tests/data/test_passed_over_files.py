@@ -2,7 +2,7 @@
 
 import pytest
 
-from moco.data.passed_over_files import BROKEN, EMPTY, HIDDEN, OUTSIDE, PACKED, PassedOver, extension
+from moco.data.passed_over_files import BROKEN, EMPTY, EMPTY_ARCHIVES, HIDDEN, OUTSIDE, PACKED, PassedOver, extension
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,7 @@ from moco.data.passed_over_files import BROKEN, EMPTY, HIDDEN, OUTSIDE, PACKED, 
             "; passed over: 15 files with other extensions (none, .c, .d)",
         ),
         ({PACKED: 1, EMPTY: 2}, "; passed over: 1 archive beside unpacked images, 2 folders without images"),
+        ({EMPTY: 1, EMPTY_ARCHIVES: 2}, "; passed over: 1 folder without images, 2 archives without images"),
         ({".\x1b[1m": 1}, "; passed over: 1 file with another extension ('.\\x1b[1m')"),
         ({".\udcff": 1}, "; passed over: 1 file with another extension ('.\\udcff')"),
     ],

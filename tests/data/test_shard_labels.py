@@ -42,6 +42,11 @@ def test_one_shard(tmp_path):
     assert samples(path) == ([("b.jpg", 1), ("a.jpg", 0)], ["0", "1"])
 
 
+def test_a_key_ends_at_the_first_dot(tmp_path):
+    path = archive_of(tmp_path / "0.tar", ("x.y/0.input.jpg", b"a"), ("x.y/0.cls", b"7"))
+    assert samples(path) == ([("a", 0)], ["7"])
+
+
 @pytest.mark.parametrize("label", [b"cat", b"-1", b"1.5", b"", b"9" * 20, b"1" * 33])
 def test_labels_that_are_refused_by_name(tmp_path, label):
     path = shard(tmp_path / "train" / "0.tar", ("a.jpg", b"0"), ("b.jpg", label))
