@@ -90,10 +90,11 @@ class ImageList:
         for name in sorted(top.folders):
             whole = () if top.tree is None else everywhere
             self.add_class(name, self.shown(name), *self.images_of(below[name]), EMPTY, whole)
-        if self.classes or (loose and not self.needs_labels):
+        images_win = bool(loose) and (self.any_tree or len(loose) >= len(archives))
+        if self.classes or (images_win and not self.needs_labels):
             self.passed_over += Counter({PACKED: len(archives)})
         else:
-            self.unlabelled = not loose
+            self.unlabelled = not images_win
             self.add_archives(archives, top)
         others = [file for file in top.files if not is_archive(file)]
         if self.any_tree or not self.labels:

@@ -20,8 +20,10 @@ def training_place(data):
         OSError: there is only val or val.tar in `data`, or `data` is missing.
     """
     place = place_of(data, TRAIN)
-    if place is None and place_of(data, VAL) is not None:
-        check_root(os.path.join(data, TRAIN), "images")  # raises: training on the validation images is a mistake
+    if place is None and (val := place_of(data, VAL)) is not None:  # training on the validation images is a mistake
+        raise FileNotFoundError(
+            f"{data!r} has {os.path.basename(val)} but no train or train.tar; add one, or give {val!r} itself to train on"
+        )
     if place is None:
         check_root(data, "images")
     return place or data

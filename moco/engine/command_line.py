@@ -61,6 +61,9 @@ class Parser(argparse.ArgumentParser):
             name = line.partition(": ")[2].split(", ")[0]
             missing = next(x for x in self._actions if name == ("/".join(x.option_strings) or x.metavar or x.dest))
             line = f"{name} is missing; give the {missing.help}; for example: {self.example}"
+        elif line.startswith("unrecognized arguments: "):  # not flags, which are checked before
+            word = line.removeprefix("unrecognized arguments: ").split()[0]
+            line = f"{word!r} is one argument too many; repeat a flag to give it several values; --help lists all"
         if not os.environ.get("LOCAL_RANK", "").lstrip("0").isdecimal():
             print(f"{self.prog}: error: {line}", file=sys.stderr, flush=True)
         sys.exit(2)

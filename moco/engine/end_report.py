@@ -6,6 +6,8 @@ from datetime import timedelta
 
 from moco.data.image_places import place_of
 
+FEW = 200_000  # images; for fewer, LARS with its settings for ImageNet makes too few steps
+
 
 def finished(args, started, checkpoint):
     """The line at the end of a run.
@@ -43,7 +45,7 @@ def linear_classification(args, launch, checkpoint):
     """
     if place_of(args.data, "val") is None:
         return None
-    words = ["python", "main_lincls.py", "--lars"]
+    words = ["python", "main_lincls.py", *["--lars"] * (args.images >= FEW)]
     if launch.mode == "torchrun":
         words[:1] = ["torchrun", "--nproc-per-node", str(launch.local)]
     elif args.multiprocessing_distributed:

@@ -33,13 +33,14 @@ import shutil
 from collections import Counter
 
 from moco.engine.command_line import Parser, output_folder
+from moco.engine.end_report import FEW
 from moco.engine.progress import Progress
 from moco.engine.stop_signals_raise import stop_signals_raise
 from moco.pipe_safe_print import say
 from moco.tools.internal.torchvision_source import TRAIN, UNLABELED, VAL, Source, item, names
 
 LONGEST = 64  # characters of a class's name
-SMALL, FEW = 64, 200_000  # below them, other settings are sensible than for ImageNet: pixels of a side, and images
+SMALL = 64  # pixels of a side; below it, and for few images, other settings are sensible than for ImageNet
 
 
 def main(argv=None):
@@ -78,7 +79,8 @@ def check_folders(root, out, download):
     if not download and not os.path.isdir(root):
         raise ValueError(f"no folder {root!r}; give the one that holds the data set, or --download")
     if os.path.isdir(real) and (os.listdir(real) or os.path.ismount(real)):
-        raise ValueError(f"{out!r} is not empty, or it is a mount point; give the name of a new folder")
+        what = "is not empty" if os.listdir(real) else "is a mount point"
+        raise ValueError(f"{out!r} {what}; give the name of a new folder")
     if os.path.commonpath([real, os.path.realpath(root)]) == real:
         raise ValueError(f"{out!r} is or contains the folder {root!r} that is read; give another")
     return real

@@ -113,7 +113,7 @@ def test_the_originals_step_computes_what_ours_does(world):
         (["--crop-size", "99999999"], "pixels for 8 images need "),
         (["--all", "--mini-crop-size", "99999999"], "or a smaller --batch-size"),
         (["--second", "3"], "unknown flag --second; did you mean --seconds?"),
-        (["DIR"], "unrecognized arguments: DIR"),
+        (["DIR"], "'DIR' is one argument too many"),
     ],
 )
 def test_what_it_refuses(flags, message, call):

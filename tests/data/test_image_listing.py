@@ -147,6 +147,11 @@ def test_loose_images_win_over_archives_where_no_labels_are_needed(tmp_path):
             assert listed(path) == ([(f"{slash}old.tar!z.jpg", 0)], "2 files outside the class folders")
     (root / "old.tar").rename(root / "old.tar.gz")
     assert listed(root, labels=False) == expected
+    for name in ("a", "b"):  # more archives than images
+        archive_of(tmp_path / "more" / f"{name}.tar", ("1.jpg", b""))
+    files("preview.jpg")(tmp_path / "more")
+    images = [("/a.tar!1.jpg", 0), ("/b.tar!1.jpg", 1)], "1 file outside the class folders"
+    assert listed(tmp_path / "more", labels=False) == listed(tmp_path / "more") == images
 
 
 @pytest.mark.parametrize("form", ["folder", "tar"])

@@ -61,7 +61,7 @@ def test_known_flags_pass():
         (["--precision", "BF"], "--precision: invalid choice: 'BF'; did you mean bf16? give one of fp32, tf32, bf16,"),
         (["--on-bad-image", "x"], "--on-bad-image: invalid choice: 'x'; give one of stop, skip\n"),
         (["-b"], "-b/--batch-size: expected one argument\n"),
-        (["E"], "unrecognized arguments: E\n"),
+        (["E"], "'E' is one argument too many; repeat a flag to give it several values; --help lists all\n"),
     ],
 )
 def test_a_wrong_or_missing_value(words, rest, call):

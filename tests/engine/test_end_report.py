@@ -37,11 +37,14 @@ def test_the_next_command_is_one_of_main_lincls(mode, flags, start, tmp_path):
     pretraining = main_moco.build_parser().parse_args([str(data), *flags.split()])
     assert linear_classification(pretraining, Launch(mode, local=3), "c") is None  # there are no validation images
     (data / "val").mkdir(parents=True)
+    pretraining.images = 200_000
     line = linear_classification(pretraining, Launch(mode, local=3), "runs/c 1.pth.tar")
     command = line.removeprefix("next, linear classification: ")
     assert command.startswith(f"{start} --lars ")
     args = main_lincls.build_parser().parse_args(shlex.split(command.removeprefix(start)))
     assert (args.pretrained, args.data, args.lars) == ("runs/c 1.pth.tar", str(data), True)
+    pretraining.images -= 1
+    assert "--lars" not in linear_classification(pretraining, Launch(mode, local=3), "c")
     same = ("arch", "crop_size", "multiprocessing_distributed", "nproc")
     assert all(getattr(args, name) == getattr(pretraining, name) for name in same)
     assert re.fullmatch(r"(\.|runs/x)/lincls", args.output_dir)

@@ -243,7 +243,7 @@ def test_only_download_downloads(tmp_path, monkeypatch, call):
     [
         (["CIFAR", "x", "y"], "invalid choice: 'CIFAR'; did you mean CIFAR10?"),
         (["FakeData", "x", "y"], "invalid choice: 'FakeData'"),
-        (["CIFAR10", "data", "full"], "'full' is not empty, or it is a mount point; give the name of a new folder"),
+        (["CIFAR10", "data", "full"], "'full' is not empty; give the name of a new folder"),
         (["CIFAR10", "data", "full/file"], "'full/file' is no folder; give a folder, which may be a new one"),
         (["CIFAR10", "new/data", "new", "--download"], "'new' is or contains the folder 'new/data' that is read"),
         (["CIFAR10", "data", "old"], "old.unfinished' exists; if no other call of this program writes it now"),

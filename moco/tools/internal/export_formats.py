@@ -141,7 +141,7 @@ class Timm(Torchvision):
         if stem == SMALL:
             model = f"model = timm.create_model({TIMM[arch]!r}, num_classes=0)"
             load = f"model.load_state_dict(torch.load({path!r}, weights_only=True))"
-            return [INPUT, "import timm, torch", model, *SMALL_STEM, load]
+            return [INPUT, "import timm, torch", model, *SMALL_STEM, load, "model.eval()"]
         return [
             INPUT,
             "import timm",
