@@ -96,7 +96,7 @@ def check_root(root, holds):
         raise FileNotFoundError(missing_target(root))
     data, name = os.path.split(root)
     if name not in ("train", "val"):
-        raise FileNotFoundError(f"no folder or archive {root!r}; give one that holds {holds}")
+        raise FileNotFoundError(f"no folder {root!r}; it must hold {holds}")
     data = data or "."
     if not os.path.isdir(data):
         check_root(data, "the folders train and val")

@@ -22,7 +22,8 @@ def training_place(data):
     place = place_of(data, TRAIN)
     if place is None and (val := place_of(data, VAL)) is not None:  # training on the validation images is a mistake
         raise FileNotFoundError(
-            f"{data!r} has {os.path.basename(val)} but no train or train.tar; add one, or give {val!r} itself to train on"
+            f"{data!r} has {os.path.basename(val)} but neither train nor train.tar; add one of them, or give {val!r} "
+            "to train on its images"
         )
     if place is None:
         check_root(data, "images")
