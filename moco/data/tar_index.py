@@ -121,7 +121,7 @@ class TarTree:
                     numbers[folder][name].append(number)
             return numbers[folder].get(file, [])
 
-        for number, (folder, file, link) in links.items():
+        for number, (folder, file, _) in links.items():
             path = f"{folder}/{file}".lstrip("/")
             if is_hidden_path(path) or all_of(folder, file)[-1] != number:
                 continue
