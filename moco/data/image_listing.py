@@ -231,7 +231,7 @@ class ImageList:
         if content.tree is None:
             tree = self.open_file(os.path.join(folder, file))
         else:
-            tree = content.tree.inner(content.files[file], named(*archive), self.listing)
+            tree = content.tree.inner(content.files[file], os.path.join(content.inside, file), self.listing)
         return everything(*tree.below(), place)
 
     def open_file(self, path):

@@ -151,6 +151,8 @@ def extended(data, kind):
     records, start = {}, 0
     while start < len(data) and data[start]:
         length, space, _ = data[start : start + 20].partition(b" ")
+        if not length.isdigit():  # int() would take "-9", "+9" and "1_0", too
+            raise ValueError
         end = start + int(length)
         key, equals, value = data[start + len(length) + 1 : end].partition(b"=")
         if not (space and equals and value.endswith(b"\n") and end <= len(data)):

@@ -52,7 +52,7 @@ class ArchivedImages:
         """The bytes of image `index`.
 
         Raises:
-            ImageReadError: the file of the archive can't be opened, or has changed since it was listed.
+            ImageReadError: the file of the archive can't be opened, or it has changed since it was listed.
             OSError: the system failed, or the image has more than LARGEST bytes.
         """
         file, offset, size = self.place(index)
@@ -65,6 +65,9 @@ class ArchivedImages:
             if not more:
                 raise self._changed(file)
             data += more
+        status = os.fstat(descriptor.number)  # after reading, so that no change escapes it; it takes about 1 us
+        if [status.st_size, status.st_mtime_ns] != descriptor.state:
+            raise self._changed(file)
         return data
 
     def _open(self, file):
@@ -80,8 +83,8 @@ class ArchivedImages:
         path = self.beginning + self._files[file]
         while True:
             try:
-                opened[file] = Descriptor(path)
-                break
+                opened[file] = Descriptor(path, self._states[file].tolist())
+                return opened[file]
             except OSError as error:
                 if error.errno not in RETRY or not opened:
                     raise ImageReadError(
@@ -89,13 +92,10 @@ class ArchivedImages:
                         "--resume auto continues the run"
                     ) from error
                 opened.popitem(last=False)
-        status = os.fstat(opened[file].number)
-        if (status.st_size, status.st_mtime_ns) != tuple(self._states[file].tolist()):
-            del opened[file]
-            raise self._changed(file)
-        return opened[file]
 
     def _changed(self, file):
+        """The ImageReadError about a file that has changed; the file is closed."""
+        del self._descriptors.opened[file]
         return ImageReadError(
             f"the archive {self.beginning + self._files[file]!r} has changed since it was listed; start again, with "
             "--resume auto to continue the run"
@@ -107,12 +107,13 @@ class Descriptor:
 
     Attributes:
         number: the descriptor.
+        state: as given: [size, modification time in nanoseconds] of the file when it was listed.
     """
 
     number = None
 
-    def __init__(self, path):
-        self.number = open_regular(path)
+    def __init__(self, path, state):
+        self.number, self.state = open_regular(path), state
 
     def __del__(self, close=os.close):  # at the end of the program, `os` may no longer exist
         if self.number is not None:

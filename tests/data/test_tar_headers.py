@@ -132,7 +132,13 @@ def test_many_records_of_an_extended_header_take_no_time_that_grows_with_the_squ
     assert tar_headers.extended(b"5 x=\n" * (tar_headers.LONGEST // 5), b"x") == {}
 
 
-@pytest.mark.parametrize("data", [b"9", b"0 a=b\n", b"-5 a=b\n", b"6 a=bc\n", b"99 path=x\n", b"10 size=x\n"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"9", b"0 a=b\n", b"-5 a=b\n", b"6 a=bc\n", b"99 path=x\n", b"10 size=x\n"),
+        *(b"+7 a=b\n", b"1_0 a=bcd\n", b" 7 a=b\n", b"-9 a=bcdefghi\n"),
+    ],
+)
 def test_damaged_extended_headers(data):
     with pytest.raises(ValueError):
         tar_headers.extended(data, b"x")

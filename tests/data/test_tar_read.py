@@ -107,6 +107,17 @@ def test_an_archive_that_changes_during_a_run_is_noticed(tmp_path):
         folder.read(0)
 
 
+def test_an_archive_that_is_overwritten_while_it_is_open_is_noticed(tmp_path):
+    path = archive_of(tmp_path / "a.tar", ("cat/0.jpg", b"one"), ("cat/1.jpg", b"two"))
+    folder = ImageFolder(path)
+    assert folder.read(0) == b"one"
+    time.sleep(0.01)
+    path.write_bytes(archive_of(tmp_path / "b.tar", ("cat/1.jpg", b"two"), ("cat/0.jpg", b"one")).read_bytes())
+    for _ in range(2):
+        with pytest.raises(ImageReadError, match=f"the archive '{path}' has changed since it was listed; start again"):
+            folder.read(0)
+
+
 def test_a_bad_member_is_named_and_a_huge_one_is_refused(tmp_path, monkeypatch):
     folder = ImageFolder(archive_of(tmp_path / "a.tar", ("cat/0.jpg", b"broken"), ("cat/1.jpg", b"x" * 100)))
     monkeypatch.setattr(tar_read, "LARGEST", 99)
