@@ -62,4 +62,4 @@ def test_the_lines_of_a_run(runs):
     *_, finished, quick, following = log.splitlines()
     assert finished.startswith("finished: 2 epochs, 0:00:") and finished.endswith(f"checkpoint: {ends[1][2]!r}")
     assert quick.startswith("next, kNN classification (takes minutes): python -m moco.tools.knn ")
-    assert following.startswith("next, linear classification: python main_lincls.py --lars -a resnet18")
+    assert following.startswith("next, linear classification: python main_lincls.py -a resnet18")

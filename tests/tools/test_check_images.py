@@ -13,6 +13,7 @@ from PIL import Image
 
 from moco.data.bad_image_substitutes import Substitutes
 from moco.data.file_list import ImageFolder
+from moco.data.image_decoding import decode_to_pil
 from moco.data.image_reading import naming
 from moco.tools import check_images
 
@@ -134,8 +135,14 @@ def test_an_archive_beside_a_folder_is_checked_too(tmp_path, call):
 
 
 def test_an_image_that_takes_too_much_memory_is_broken(tmp_path, monkeypatch, call):
+    def decode(data, path):
+        with naming(path):
+            bytearray(2**30 if path.endswith("2.png") else 1)
+        return decode_to_pil(data, path)
+
     monkeypatch.setattr(check_images, "MOST_MEMORY", 2**28)
-    for name, side in (("1.png", 64), ("2.png", 10000), ("3.png", 64), ("4.png", 40000)):
+    monkeypatch.setattr(check_images, "decode_to_pil", decode)
+    for name, side in (("1.png", 64), ("2.png", 64), ("3.png", 64), ("4.png", 40000)):
         png_of_zeros(tmp_path / name, side)
     code, out, error = call(check_images.main, tmp_path)
     lines = out.splitlines()
