@@ -89,6 +89,7 @@ def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path):
     assert set(torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)) >= {"best_acc1", "state_dict", "epoch"}
 
 
+@pytest.mark.slow
 def test_torchrun_starts_it(imagenet, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     small = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "--epochs", "1", "-j", "0"]

@@ -91,6 +91,7 @@ def test_what_does_not_fit_is_listed_and_left_to_the_next_call(call_report, tmp_
     assert parts_of(tmp_path)["b"]["commands"] == ["python -c 'print(2)'"]
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_killed_with_its_children(call_report, tmp_path):
     hang = f"""
 import os, subprocess, sys, time

@@ -159,11 +159,10 @@ def test_substitutes_are_those_of_a_plain_loader(augment_on, imagenet, tmp_path)
     assert equal(slowly(spread), list(plain))
 
 
-@pytest.mark.parametrize("augment_on", PATHS)
-def test_a_batch_with_a_bad_image_gives_its_slot_back(augment_on, imagenet, tmp_path):
+def test_a_batch_with_a_bad_image_gives_its_slot_back(imagenet, tmp_path):
     shutil.copytree(imagenet / "train", tmp_path / "train")
     open(ImageFolder(tmp_path / "train").path(20), "w").close()
-    stopping = loader_of(tmp_path, augment_on, 1)
+    stopping = loader_of(tmp_path, "cpu", 1)
     slots = free_slots(stopping.dataset.ring)
     with pytest.raises(BadImageError):
         list(stopping)
