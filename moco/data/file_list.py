@@ -69,17 +69,20 @@ class ImageFolder:
 
     def read(self, index):
         """The bytes of the file of image `index`; raises BadImageError or ImageReadError."""
-        path = self.path(index)
-        with naming(path):
-            return self._archived.read(index) if index in self._archived else read_file(path)
+        return self._read(index)[0]
 
     def load(self, index):
         """Decodes image `index` to a Pillow image in mode RGB; raises BadImageError or ImageReadError."""
-        return decode_to_pil(self.read(index), self.path(index))
+        return decode_to_pil(*self._read(index))
 
     def load_tensor(self, index):
         """Decodes image `index` to H x W x 3, uint8, the pixels of `load`; raises BadImageError or ImageReadError."""
-        return decode_to_tensor(self.read(index), self.path(index))
+        return decode_to_tensor(*self._read(index))
+
+    def _read(self, index):
+        path = self.path(index)
+        with naming(path):
+            return self._archived.read(index) if index in self._archived else read_file(path), path
 
     def summary(self):
         """One line for the start of a run: how many images of how many classes are listed, and what is passed over."""

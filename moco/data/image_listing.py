@@ -54,12 +54,8 @@ class ImageList:
     """A list that is being made. Arguments as of `list_images`."""
 
     def __init__(self, root, any_tree, labels):
-        self.root, self.beginning, self.any_tree, self.needs_labels = (
-            root,
-            beginning(root),
-            any_tree,
-            labels and not any_tree,
-        )
+        self.root, self.beginning = root, beginning(root)
+        self.any_tree, self.needs_labels = any_tree, labels and not any_tree
         self.listing, self.states, self.passed_over = Listing(root), [], Counter()
         self.paths, self.ends, self.labels, self.classes = bytearray(), array("q", [0]), array("i"), []
         self.archive, self.offset, self.size = array("i"), array("q"), array("Q")

@@ -1,5 +1,6 @@
 """Reads images out of tar archives: one request of the system for each image, at the place that the index names."""
 
+import errno
 import os
 import resource
 import threading
@@ -9,7 +10,7 @@ from moco.data.image_reading import LARGEST, ImageReadError
 from moco.data.string_array import StringArray
 from moco.data.tar_index import open_regular
 
-RETRY = (23, 24)  # ENFILE and EMFILE: too many open files
+RETRY = (errno.ENFILE, errno.EMFILE)  # too many open files
 
 
 class ArchivedImages:

@@ -94,10 +94,12 @@ class RandomViews(RandomDataset):
         return [3 * view.size**2 for view in self.views]
 
     def empty(self, n, new):
+        """An empty batch of n images, whose tensors `new` makes."""
         views = [new((n, 3, view.size, view.size), dtype=torch.uint8) for view in self.views]
         return views, new((n,), dtype=torch.long)
 
     def fill(self, addresses, batch):
+        """Fills a batch with the images of these (epoch, index)."""
         views, labels = batch
         for i, address in enumerate(addresses):
             made, labels[i] = self[address]
@@ -130,12 +132,14 @@ class RandomCrops(RandomDataset):
         return [3 * size**2 * len(rows) for size, rows in self.layout.rows.items()]
 
     def empty(self, n, new):
+        """An empty batch of n images, whose tensors `new` makes."""
         places = self.layout.rows
         crops = {size: new((n, len(rows), size, size, 3), dtype=torch.uint8) for size, rows in places.items()}
         rows = new((n, sum(map(len, places.values())), COLUMNS), dtype=torch.float32)
         return crops, rows, new((n,), dtype=torch.long)
 
     def fill(self, addresses, batch):
+        """Fills a batch with the images of these (epoch, index)."""
         crops, rows, labels = batch
         parameters, shown = [], []
         for i, (epoch, index) in enumerate(addresses):

@@ -35,10 +35,11 @@ class Source(ImageFolder):
     def path(self, index):
         return f"{self.root}!{self.members[index].name}" if hasattr(self, "members") else super().path(index)
 
-    def read(self, index):
+    def _read(self, index):
         if not hasattr(self, "members"):
-            return super().read(index)
-        return os.pread(self.file, self.members[index].size, self.members[index].offset_data)
+            return super()._read(index)
+        data = os.pread(self.file, self.members[index].size, self.members[index].offset_data)
+        return data, self.path(index)
 
     def load_tensor(self, index):
         self.decoded.append((hasattr(self, "members"), os.path.basename(self.path(index))))
