@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """Pretraining: MoCo v2 and the five asymmetric designs of "On the Importance of Asymmetry for Siamese Representation
-Learning" (arXiv 2204.00613). Each design is an --enable flag; all of them can be combined."""
+Learning" (arXiv 2204.00613). Each design is a flag, such as --enable-multicrop; --design puts it on either side."""
 
 if __name__ == "__main__":
     from moco.engine.early_signals import exit_on_signals
@@ -22,10 +22,11 @@ from moco.engine import startup_report
 from moco.engine.architectures import make_network
 from moco.engine.checkpoint_names import CheckpointNames
 from moco.engine.command_line import Parser, number
+from moco.engine.design_flags import add_design_flags, designs_of, in_words
 from moco.engine.end_report import knn_classification, linear_classification
 from moco.engine.meters import accuracy
 from moco.engine.pretrained_backbone import check_backbone, load_backbone
-from moco.engine.recipe_flag import add_recipe_flag, recipe_of
+from moco.engine.recipe_flag import recipe_of
 from moco.engine.shared_flags import add_shared
 from moco.engine.size_checks import check_views, settle_mini_size
 from moco.engine.startup_checks import check_model, check_training, parse_and_check, prepare_output
@@ -37,14 +38,6 @@ from moco.loss import blind_guess, contrastive_loss, noise_loss
 from moco.optim import cosine_lr, set_lr, sgd
 from moco.precision import autocast
 from moco.views.augmentation_recipes import baseline_plan
-
-DESIGNS = {  # the paper's names, and the options that turn the designs on
-    "MultiCrop": "enable_multicrop",
-    "ScaleMix": "enable_scalemix",
-    "AsymAug": "enable_asym_aug",
-    "AsymBN": "enable_asym_bn",
-    "MeanEnc": "enable_mean_encoding",
-}
 
 
 def build_parser():
@@ -65,29 +58,9 @@ def build_parser():
     add("--moco-t", metavar="T", default=0.2, type=positive, help="softmax temperature")
     help = "batch-norm groups per process; one process with N groups computes what N GPUs would"
     add("--bn-splits", metavar="N", default=1, type=some, help=help)
-    add_designs(parser)
+    add_design_flags(parser)
     add_knn_flags(parser)
     return parser
-
-
-def add_designs(parser):
-    """Adds the --enable flags of the five designs, and --recipe, to `parser`."""
-    add = parser.add_argument_group("asymmetric designs").add_argument
-    add("--enable-multicrop", action="store_true", help="MultiCrop: the source gets 6 additional small views")
-    add("--enable-scalemix", action="store_true", help="ScaleMix: the source's view is mixed from two views")
-    help = "AsymAug: the source gets stronger augmentation, the target gets weaker augmentation"
-    add("--enable-asym-aug", "--enable-asymm-aug", action="store_true", help=help)
-    help = "AsymBN: the batch normalisation of the target's projector is synchronised over several batch-norm groups"
-    add("--enable-asym-bn", action="store_true", help=help)
-    help = "number of batch-norm groups that AsymBN synchronises; a run has --bn-splits groups per process"
-    add("--asym-bn-group", metavar="N", default=8, type=number(int, 1), help=help)
-    add("--enable-mean-encoding", action="store_true", help="MeanEnc: each key is the mean target encoding of 2 views")
-    add_recipe_flag(parser)
-
-
-def designs_on(args):
-    """The names of the designs that are on, in the paper's order."""
-    return tuple(name for name, option in DESIGNS.items() if getattr(args, option))
 
 
 def main(argv=None):
@@ -98,7 +71,7 @@ def main(argv=None):
 def prepare(args, launch):
     """The checks of this script; returns its CheckpointNames and the ImageFolders of the training and of kNN."""
     check_model(args, launch)
-    args.mini_crop_size = settle_mini_size(args.mini_crop_size, args.crop_size, args.enable_multicrop)
+    args.mini_crop_size = settle_mini_size(args.mini_crop_size, args.crop_size, "multicrop" in designs_of(args))
     check_views(view_plan(args).views, args.arch, args.batch_size, launch.local, args.gpu, args.stem)
     names = CheckpointNames(args.output_dir, f"checkpoint_{args.tag}", numbered=True, keep=args.keep)
     folder = training_images(args.data)
@@ -111,27 +84,30 @@ def prepare(args, launch):
 
 def view_plan(args):
     """The views of source and target: those of the baseline, changed by each design that is on."""
-    recipe = recipe_of(args)
+    recipe, designs = recipe_of(args), designs_of(args)
     plan = baseline_plan(args.crop_size, **recipe)
-    if args.enable_multicrop:
-        plan = multicrop_plan(plan, args.mini_crop_size, recipe.get("scale", FULL_SCALE))
-    if args.enable_scalemix:
-        plan = scalemix_plan(plan)
-    if args.enable_asym_aug:
-        plan = asym_aug_plan(plan)
-    if args.enable_mean_encoding:
-        plan = mean_encoding_plan(plan)
+    if side := designs.get("multicrop"):
+        plan = multicrop_plan(plan, args.mini_crop_size, recipe.get("scale", FULL_SCALE), side)
+    if side := designs.get("scalemix"):
+        plan = scalemix_plan(plan, side)
+    if side := designs.get("asym_aug"):
+        plan = asym_aug_plan(plan, side)
+    if side := designs.get("mean_encoding"):
+        plan = mean_encoding_plan(plan, side)
     return plan
 
 
 def build(args, device=None):
     """The model, and its optimizer. The optimizer has all parameters, so that published states fit."""
+    designs = designs_of(args)
     model = MoCo(
         partial(make_network, args.arch, args.stem),
-        *(args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.enable_asym_bn),
+        *(args.moco_dim, args.moco_k, args.moco_m, args.moco_t, "asym_bn" in designs),
         seed=args.seed,
         asym_bn_group=args.asym_bn_group,
         bn_splits=args.bn_splits,
+        asym_bn_on=designs.get("asym_bn", "target"),
+        mean_source=view_plan(args).source.averaged,
     ).to(device, memory_format=torch.channels_last)
     if args.compile:
         for encoder in (model.encoder_q, model.encoder_k):
@@ -166,16 +142,17 @@ def train_step(net, optimizer, scaler, views, step, precision, prints=False):
     """One update of the weights.
 
     Args:
-        views: (im_q, im_q_mini, im_k) as `MoCo.forward` takes them. step: the global step. precision: of --precision.
+        views: as `ViewPlan.split` returns them. step: the global step. precision: of --precision.
         prints: whether to compute the `contrast_figures`, too.
 
     Returns:
         Loss, Acc@1 and Acc@5 (percent) of this process's share, scalar tensors on the device that no one waits for;
         then, if `prints`, the two `contrast_figures`.
     """
-    with autocast(views[0][0].device, precision):
-        logits, labels = net(*views, step=step)
-        loss = contrastive_loss(logits, labels, len(views[0]))
+    im_q, im_q_mini, im_k, im_k_mini = views
+    with autocast(im_q[0].device, precision):
+        logits, labels = net(im_q, im_q_mini, im_k, step=step, im_k_mini=im_k_mini)
+        loss = contrastive_loss(logits, labels)
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     figures = contrast_figures(net, logits, scaler) if prints else ()
@@ -186,9 +163,9 @@ def train_step(net, optimizer, scaler, views, step, precision, prints=False):
 
 def introduction(run, plan, guess):
     """The lines that say what is going to be trained; `guess` is the loss of a blind guess."""
-    args = run.args
-    yield f"designs: {', '.join(designs_on(args)) or 'none, the MoCo v2 baseline'}"
-    if args.enable_asym_bn and run.launch.world * args.bn_splits == 1:
+    args, designs = run.args, designs_of(run.args)
+    yield f"designs: {in_words(designs) or 'none, the MoCo v2 baseline'}"
+    if "asym_bn" in designs and run.launch.world * args.bn_splits == 1:
         yield "note: AsymBN changes nothing here, since batch normalisation sees the whole batch anyway"
     yield from (plan, run.batchnorm_report())
     yield f"loss of a blind guess: {'2 ' if plan.mini else ''}ln(K + 1) = {guess:.4f}"

@@ -100,7 +100,7 @@ def views_apart(network, views):
             name = next(name for name, module in network.named_modules() if module is norm)
             kind = type(norm).__name__
             raise TypeError(f"the layer {name!r} is a {kind}; call split_batchnorm on the module that contains it")
-    norms = [norm for norm in norms if isinstance(norm, SplitBatchNorm)]
+    norms = [norm for norm in norms if hasattr(norm, "views")]
     for norm in norms:
         norm.views = views
     try:

@@ -111,12 +111,12 @@ def all_gather(x, group=None):
     return out
 
 
-def all_sum(x):
-    """The sum over all ranks of `x`, which does not change; raises RuntimeError if `x` needs a gradient."""
+def all_sum(x, group=None):
+    """The sum over all ranks of `group` of `x`, which does not change; raises RuntimeError if `x` needs a gradient."""
     needs_no_gradient("all_sum", x)
     if is_initialized():
         x = x.clone()
-        dist.all_reduce(x)
+        dist.all_reduce(x, group=group)
     return x
 
 

@@ -1,4 +1,4 @@
-"""The contrastive loss of a step, over all views of the source."""
+"""The contrastive loss of a step, over all pairs of views."""
 
 import math
 
@@ -14,14 +14,15 @@ def blind_guess(K, mini_views=0):
 
 
 def contrastive_loss(logits, labels, full_views=1):
-    """Mean cross entropy of the full-size views (usually one), plus mean cross entropy of MultiCrop's small views.
+    """Mean cross entropy of the pairs of full-size views (usually one), plus that of the pairs with a small view.
 
-    With small views the loss is the sum of two means; it is not divided by 2. The loss is not symmetrised: the
-    source's views are always the queries, and the target's views are always the keys.
+    A pair is a query and the key that it must find. With small views (MultiCrop) the loss is the sum of two means; it
+    is not divided by 2. The loss is not symmetrised: the source's views are always the queries, and the target's views
+    are always the keys.
 
     Args:
-        logits, labels: lists with one entry per source view, N x (1 + K) and N (long), the full-size views first.
-        full_views: the number of full-size views, 1 to the number of source views.
+        logits, labels: lists with one entry per pair, N x (1 + K) and N (long), the pairs of full-size views first.
+        full_views: the number of pairs of full-size views, 1 to the number of pairs.
 
     Returns:
         A scalar tensor.
@@ -30,7 +31,7 @@ def contrastive_loss(logits, labels, full_views=1):
         ValueError: `full_views` is out of range.
     """
     if not 1 <= full_views <= len(logits):
-        raise ValueError(f"full_views is {full_views}, but must be 1 to {len(logits)}, the number of source views")
+        raise ValueError(f"full_views is {full_views}, but must be 1 to {len(logits)}, the number of pairs")
     losses = [F.cross_entropy(x, y) for x, y in zip(logits, labels, strict=True)]
     full, mini = losses[:full_views], losses[full_views:]
     loss = sum(full) / len(full)
@@ -42,4 +43,5 @@ def noise_loss(plan, precision, net, n):
     device = next(net.parameters()).device
     views = [torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views]
     with autocast(device, precision):
-        return contrastive_loss(*net(*plan.split(views), step=0), len(plan.source))
+        im_q, im_q_mini, im_k, im_k_mini = plan.split(views)
+        return contrastive_loss(*net(im_q, im_q_mini, im_k, step=0, im_k_mini=im_k_mini))

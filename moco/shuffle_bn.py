@@ -14,23 +14,25 @@ from moco.distributed import all_gather, copy_to_device, needs_no_gradient, rank
 class BatchShuffle:
     """The permutation of one step's target images, and its inverse for the encodings.
 
-    The permutation is a function of (seed, step). Every rank computes it, so no index is sent. It permutes the indices
-    `view * B + i`, where B is the size of the global batch and i an index in it. Therefore the batch-norm groups
-    depend only on their total number, not on how they are distributed over ranks.
+    The permutation is a function of (seed, step, which). Every rank computes it, so no index is sent. It permutes the
+    indices `view * B + i`, where B is the size of the global batch and i an index in it. Therefore the batch-norm
+    groups depend only on their total number, not on how they are distributed over ranks.
 
     Args:
         views: target views per image.
         batch: images on this rank; this rank shuffles `views * batch` rows.
         seed, step: non-negative integers that determine the permutation.
         splits: batch-norm groups on each rank.
+        which: of several shuffles of a step, 0 for the first; each has a permutation of its own.
     """
 
-    def __init__(self, views, batch, seed, step, splits=1):
+    def __init__(self, views, batch, seed, step, splits=1, which=0):
         self.world, self.rank = world_size(), rank()
         self.views, self.batch = views, batch
         self.order = None
         if self.world * splits > 1:  # with a single batch-norm group the order changes nothing
-            order = generator(SHUFFLE, seed, step).permutation(views * batch * self.world)
+            address = (seed, step, which) if which else (seed, step)
+            order = generator(SHUFFLE, *address).permutation(views * batch * self.world)
             self.order = torch.from_numpy(order)  # row j of the shuffled batch is row order[j] of the global batch
 
     def shuffle(self, x):

@@ -17,6 +17,7 @@ from moco.engine.checkpoint_background_writer import on_cpu
 from moco.engine.checkpoint_format import checkpoint_of
 from moco.engine.checkpoint_resume import restore
 from moco.engine.ddp_wrapper import check_equal
+from moco.engine.design_flags import PAPER_SIDES
 from moco.engine.json_log import JsonLog
 from moco.engine.nonfinite_loss import NonfiniteGuard
 from moco.engine.preemption import StopListener
@@ -31,7 +32,7 @@ from tests.fake_gpu import CUDA, FakeGPU
 from tests.fake_nccl import FakeNCCL
 from tests.tiny_net import TinyNet
 
-ALL = tuple(main_moco.DESIGNS)
+ALL = PAPER_SIDES
 
 
 @contextlib.contextmanager
@@ -50,11 +51,10 @@ def fake_gpu():
 
 
 def arguments(designs=(), batch=8, crop=224, mini=96, **more):
-    """The options of main_moco.py for some designs."""
+    """The options of main_moco.py for some designs, words of --design."""
     words = [".", "-b", str(batch), "--crop-size", str(crop), "--mini-crop-size", str(mini)]
     args = main_moco.build_parser().parse_args(words)
-    vars(args).update({main_moco.DESIGNS[name]: True for name in designs}, seed=0, compile=False, total_batch=batch)
-    vars(args).update(more)
+    vars(args).update(design=list(designs), seed=0, compile=False, total_batch=batch, **more)
     return args
 
 

@@ -23,32 +23,42 @@ def images(step, views, size, world):
     return [torch.randn(N * world, 3, size, size, generator=g, dtype=torch.float64) for _ in range(views)]
 
 
-def views_of(design):
-    """(224 px source views, small source views, target views, AsymBN)."""
-    return {
-        "baseline": (1, 0, 1, False),
-        "multicrop": (1, 6, 1, False),
-        "asym_bn": (1, 0, 1, True),
-        "mean_encoding": (1, 0, 2, False),
-        "all": (1, 6, 2, True),
-    }[design]
+# Each design on each side, as far as it changes the model: (views of the source, its small views, views of the target,
+# its small views, the sides whose projectors are synchronised). Several views are averaged.
+DESIGNS = {
+    "baseline": (1, 0, 1, 0, ""),
+    "multicrop:source": (1, 2, 1, 0, ""),
+    "multicrop:target": (1, 0, 1, 2, ""),
+    "multicrop:both": (1, 2, 1, 2, ""),
+    "asym_bn:source": (1, 0, 1, 0, "source"),
+    "asym_bn:target": (1, 0, 1, 0, "target"),
+    "asym_bn:both": (1, 0, 1, 0, "both"),
+    "mean_encoding:source": (2, 0, 1, 0, ""),
+    "mean_encoding:target": (1, 0, 2, 0, ""),
+    "mean_encoding:both": (2, 0, 2, 0, ""),
+    "all, on the paper's sides": (1, 6, 2, 0, "target"),
+    "all, on the other sides": (2, 0, 1, 2, "source"),
+    "all, on both sides": (2, 2, 2, 2, "both"),
+}
+SIZES = (12, 8, 13, 9)  # in pixels, of the views in that order
 
 
 def our_steps(design, world, splits=1):
     """A few steps on one rank, which acts as `splits` devices; returns everything the oracle computes."""
-    n_q, n_mini, n_k, asym_bn = views_of(design)
-    model = MoCo(TinyNet, DIM, K, M, T, asym_bn, seed=SEED, bn_splits=splits).double()
-    net = data_parallel(model, torch.device("cpu"), lambda net: loss_of_noise(net, N * splits, n_q, n_mini, n_k))
+    *counts, side = DESIGNS[design]
+    how = {"asym_bn_on": side or "target", "mean_source": counts[0] > 1, "bn_splits": splits}
+    model = MoCo(TinyNet, DIM, K, M, T, bool(side), seed=SEED, **how).double()
+    net = data_parallel(model, torch.device("cpu"), lambda net: loss_of_noise(net, N * splits, counts))
     rank = torch.distributed.get_rank() if world > 1 else 0
     optimizer = torch.optim.SGD(model.parameters(), LR)
     out = []
     for step in range(STEPS):
-        mine = [
+        im_q, im_q_mini, im_k, im_k_mini = (
             [x.chunk(world)[rank] for x in images(step, views, size, world * splits)]
-            for views, size in ((n_q, 12), (n_mini, 8), (n_k, 12 + 1))
-        ]
-        logits, labels = net(*mine, step=step)
-        loss = contrastive_loss(logits, labels, n_q)
+            for views, size in zip(counts, SIZES, strict=True)
+        )
+        logits, labels = net(im_q, im_q_mini, im_k, step, im_k_mini)
+        loss = contrastive_loss(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         grads = [p.grad.clone() for p in model.encoder_q.parameters()]
@@ -58,91 +68,94 @@ def our_steps(design, world, splits=1):
     return out
 
 
-def loss_of_noise(net, batch, *counts):
-    views = [[torch.randn(batch, 3, 9, 9, dtype=torch.float64)] * n for n in counts]
-    return contrastive_loss(*net(*views, step=0), counts[0])
+def loss_of_noise(net, batch, counts):
+    im_q, im_q_mini, im_k, im_k_mini = ([torch.randn(batch, 3, 9, 9, dtype=torch.float64)] * n for n in counts)
+    return contrastive_loss(*net(im_q, im_q_mini, im_k, 0, im_k_mini))
 
 
-def oracle_projector_bn(bn, x_of_devices):
-    """BN over the rows of all devices together, by the formula; updates the running statistics of `bn`."""
+def oracle_projector_bn(bns, x_of_devices):
+    """BN over the rows of all devices together, by the formula; updates the running statistics of each device's BN."""
     rows = [row for x in x_of_devices for row in x]
     mean = sum(rows) / len(rows)
     var = sum((row - mean) ** 2 for row in rows) / len(rows)
-    bn.running_mean.copy_(0.9 * bn.running_mean + 0.1 * mean)
-    bn.running_var.copy_(0.9 * bn.running_var + 0.1 * var * len(rows) / (len(rows) - 1))
-    bn.num_batches_tracked += 1
-    return [(x - mean) / (var + 1e-5).sqrt() * bn.weight + bn.bias for x in x_of_devices]
+    with torch.no_grad():
+        for bn in bns:
+            bn.running_mean.copy_(0.9 * bn.running_mean + 0.1 * mean)
+            bn.running_var.copy_(0.9 * bn.running_var + 0.1 * var * len(rows) / (len(rows) - 1))
+            bn.num_batches_tracked += 1
+    return [(x - mean) / (var + 1e-5).sqrt() * bn.weight + bn.bias for bn, x in zip(bns, x_of_devices, strict=True)]
+
+
+def oracle_encode(nets, x_of_devices, synchronised):
+    """The raw encodings on each device, whose batch each of its BN layers normalises by itself."""
+    pairs = list(zip(nets, x_of_devices, strict=True))
+    hidden = [net.fc[0](net.bn(net.conv(x)).relu().mean((2, 3))) for net, x in pairs]
+    if synchronised:
+        hidden = oracle_projector_bn([net.fc[1] for net in nets], hidden)
+    else:
+        hidden = [net.fc[1](x) for net, x in zip(nets, hidden, strict=True)]
+    return [net.fc[5](net.fc[3](x.relu()).relu()) for net, x in zip(nets, hidden, strict=True)]
+
+
+def oracle_keys(nets, views, address, synchronised):
+    """The key of each image of the global batch: the mean over its `views`, which are shuffled together."""
+    world, total = len(nets), len(views) * len(views[0])
+    order = np.random.default_rng((1, SEED, *address)).permutation(total).tolist() if world > 1 else range(total)
+    everything = [image for view in views for image in view]
+    shuffled = torch.stack([everything[i] for i in order]).chunk(world)
+    encoded = [row for device in oracle_encode(nets, shuffled, synchronised) for row in device]
+    unshuffled = [None] * total
+    for j in range(total):
+        unshuffled[order[j]] = encoded[j]
+    means = [sum(unshuffled[sample :: len(views[0])]) / len(views) for sample in range(len(views[0]))]
+    return [mean / mean.norm() for mean in means]
 
 
 @functools.cache
 def oracle_steps(design, world):
     """Algorithm 1 on `world` devices, rank 0's state dict and everyone's results."""
-    n_q, n_mini, n_k, asym_bn = views_of(design)
+    *counts, side = DESIGNS[design]
     start = MoCo(TinyNet, DIM, K, M, T, seed=SEED).double()
     devices_q = [copy.deepcopy(start.encoder_q) for _ in range(world)]
     devices_k = [copy.deepcopy(start.encoder_k) for _ in range(world)]
     queue, pointer = start.queue.T.clone(), 0  # rows are keys
     out = []
     for step in range(STEPS):
-        im_q, im_mini = images(step, n_q, 12, world), images(step, n_mini, 8, world)
-        im_k = images(step, n_k, 13, world)
-        q = []
-        for r in range(world):
-            q.append([])
-            for x in im_q + im_mini:
-                f = devices_q[r](x[r * N : (r + 1) * N])
-                q[r].append([f_i / f_i.norm() for f_i in f])
+        im_q, im_q_mini, im_k, im_k_mini = (
+            images(step, views, size, world) for views, size in zip(counts, SIZES, strict=True)
+        )
+        q = [[] for _ in range(world)]
+        for views in [im_q, *([view] for view in im_q_mini)]:  # the views of an image that are averaged
+            batches = [torch.cat([view[r * N : (r + 1) * N] for view in views]) for r in range(world)]
+            for r, encoded in enumerate(oracle_encode(devices_q, batches, side in ("source", "both"))):
+                means = [sum(encoded[i::N]) / len(views) for i in range(N)]
+                q[r].append([mean / mean.norm() for mean in means])
 
         for k_net, q_net in zip(devices_k, devices_q, strict=True):
             for p_k, p_q in zip(k_net.parameters(), q_net.parameters(), strict=True):
                 p_k.data = M * p_k.data + (1 - M) * p_q.data
 
         with torch.no_grad():
-            total = n_k * N * world
-            order = (
-                np.random.default_rng((1, SEED, step)).permutation(total).tolist() if world > 1 else list(range(total))
-            )
-            everything = [image for view in im_k for image in view]
-            per_device = total // world
-            hidden = []
-            for r in range(world):
-                x = torch.stack([everything[order[j]] for j in range(r * per_device, (r + 1) * per_device)])
-                net = devices_k[r]
-                x = net.bn(net.conv(x)).relu().mean((2, 3))
-                hidden.append(net.fc[0](x))
-            if asym_bn:
-                stats = [copy.deepcopy(net.fc[1]) for net in devices_k]
-                hidden = oracle_projector_bn(stats[0], hidden)
-                for net in devices_k:
-                    net.fc[1].load_state_dict(stats[0].state_dict())
-            else:
-                hidden = [devices_k[r].fc[1](hidden[r]) for r in range(world)]
-            encoded = []
-            for r in range(world):
-                fc = devices_k[r].fc
-                encoded += list(fc[5](fc[3](hidden[r].relu()).relu()))
-            unshuffled = [None] * total
-            for j in range(total):
-                unshuffled[order[j]] = encoded[j]
-            keys = []
-            for sample in range(N * world):
-                mean = sum(unshuffled[view * N * world + sample] for view in range(n_k)) / n_k
-                keys.append(mean / mean.norm())
+            keys = oracle_keys(devices_k, im_k, (step,), side in ("target", "both"))
+            mini_keys = [
+                oracle_keys(devices_k, [view], (step, which), side in ("target", "both"))
+                for which, view in enumerate(im_k_mini, start=1)
+            ]
 
         device_logits, device_losses = [], []
         for r in range(world):
-            view_logits, view_losses = [], []
-            for queries in q[r]:
+            pair_logits, pair_losses = [], []
+            for queries, keys_of_pair in [(x, keys) for x in q[r]] + [(q[r][0], x) for x in mini_keys]:
                 rows = []
                 for i, query in enumerate(queries):
-                    candidates = torch.stack([keys[r * N + i], *queue])
+                    candidates = torch.stack([keys_of_pair[r * N + i], *queue])
                     rows.append((candidates * query).sum(1) / T)
-                view_logits.append(torch.stack(rows))
-                view_losses.append(sum(torch.logsumexp(row, 0) - row[0] for row in rows) / N)
-            loss = view_losses[0]
-            if n_mini:
-                loss = loss + sum(view_losses[1:]) / n_mini
-            device_logits.append([x.detach() for x in view_logits])
+                pair_logits.append(torch.stack(rows))
+                pair_losses.append(sum(torch.logsumexp(row, 0) - row[0] for row in rows) / N)
+            loss = pair_losses[0]
+            if len(pair_losses) > 1:
+                loss = loss + sum(pair_losses[1:]) / (len(pair_losses) - 1)
+            device_logits.append([x.detach() for x in pair_logits])
             device_losses.append(loss)
         for net in devices_q:
             net.zero_grad()
@@ -162,9 +175,6 @@ def oracle_steps(design, world):
         state |= {"queue": queue.T.clone(), "queue_ptr": torch.tensor([pointer])}
         out.append((device_logits, [x.item() for x in device_losses], gradients, state))
     return out
-
-
-DESIGNS = ["baseline", "multicrop", "asym_bn", "mean_encoding", "all"]
 
 
 @pytest.mark.parametrize("world, splits", [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (2, 4), (1, 8)])

@@ -1,7 +1,7 @@
 """AsymBN (paper, section 4.4): the target's projector computes its batch statistics over several batch-norm groups.
 
 In the paper a group is the batch of one GPU. Here a process may have several groups (`splits`, see `batchnorm.py`).
-The source's projector normalises each group separately.
+The source's projector normalises each group separately. The design can also be on the source, or on both sides.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from moco.batchnorm import SplitBatchNorm, replace_batchnorm, update_running_statistics
-from moco.distributed import all_gather, needs_no_gradient, new_group, rank, world_size
+from moco.distributed import all_gather, all_sum, new_group, rank, world_size
 from moco.precision import at_least_fp32
 
 
@@ -57,7 +57,7 @@ def synchronize_projector(projector, size=None, splits=1):
     if size <= splits:
         return replace_batchnorm(projector, lambda *args: SplitBatchNorm(*args, splits=splits // size))
     group = process_group(size // splits)
-    return replace_batchnorm(projector, lambda *args: SyncTargetBatchNorm1d(*args, group=group))
+    return replace_batchnorm(projector, lambda *args: SyncBatchNorm1d(*args, group=group))
 
 
 def process_group(size):
@@ -71,40 +71,65 @@ def process_group(size):
     return [new_group(range(first, first + size)) for first in range(0, world, size)][rank() // size]
 
 
-class SyncTargetBatchNorm1d(nn.BatchNorm1d):
+class SyncBatchNorm1d(nn.BatchNorm1d):
     """nn.BatchNorm1d whose training statistics are taken over all ranks of `group`.
 
-    It computes what torch.nn.SyncBatchNorm computes, running statistics included, but on any device. The target gets
-    no gradient, so one small gather of means and variances suffices. Every rank must hold the same number of samples.
-    In eval mode it is nn.BatchNorm1d.
+    It computes what torch.nn.SyncBatchNorm computes, running statistics included, but on any device. Every rank must
+    hold the same number of samples. In eval mode it is nn.BatchNorm1d.
 
     Args:
         group: the process group to synchronise over; None means all processes.
         args, kwargs: as for nn.BatchNorm1d.
+
+    Attributes:
+        views: number of batches that are concatenated in the input; as in SplitBatchNorm.
     """
 
     def __init__(self, *args, group=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.group = group
+        self.group, self.views = group, 1
 
     @torch.compiler.disable  # a collective would break the compiled graph
     def forward(self, x):
-        """Normalises x, N x C; returns N x C, without gradient in training mode.
-
-        Raises:
-            RuntimeError: in training mode, if the input or a parameter needs a gradient.
-        """
+        """Normalises x, N x C, to the same shape; raises ValueError if N is no multiple of `views`."""
         if not self.training:
             return super().forward(x)
-        needs_no_gradient("AsymBN's SyncTargetBatchNorm1d", x, *self.parameters())
-        return self._synchronised(x)
+        if len(x) % self.views:
+            raise ValueError(f"a batch of {len(x)} can't be normalised in {self.views} equal parts")
+        parts = x.unflatten(0, (self.views, -1))  # views x n x C
+        mean, var, n = self.statistics(parts)
+        self.num_batches_tracked += self.views
+        for i in range(self.views):
+            update_running_statistics(self, mean[i], var[i], n)
+        return _Normalised.apply(parts, self.weight, self.bias, mean, var, n, self.eps, self.group).flatten(0, 1)
 
     @torch.no_grad()
-    def _synchronised(self, x):
-        var, mean = torch.var_mean(at_least_fp32(x), dim=0, correction=0)
-        means, variances = all_gather(torch.stack((mean, var))[None], self.group).unbind(1)  # ranks x C each
+    def statistics(self, parts):
+        """Means and variances (biased), views x C each, and the number of samples, of this group's views."""
+        var, mean = torch.var_mean(at_least_fp32(parts), dim=1, correction=0)
+        means, variances = all_gather(torch.stack((mean, var))[None], self.group).unbind(1)  # ranks x views x C each
         mean = means.mean(dim=0)
-        var = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
-        self.num_batches_tracked += 1
-        update_running_statistics(self, mean, var, len(means) * len(x))
-        return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
+        return mean, variances.mean(dim=0) + (means - mean).square().mean(dim=0), len(means) * parts.shape[1]
+
+
+class _Normalised(torch.autograd.Function):
+    """(x - mean) / sqrt(var + eps) * weight + bias, where mean and var are functions of x on all ranks of `group`."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, var, n, eps, group):
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.n, ctx.eps, ctx.group = n, eps, group
+        views = zip(x, mean, var, strict=True)
+        return torch.stack([F.batch_norm(v, m, s, weight, bias, training=False, eps=eps) for v, m, s in views])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """The gradients of x, and of weight and bias from this rank's samples (arXiv 1502.03167, section 3)."""
+        x, weight, mean, var = ctx.saved_tensors
+        scale, gradient = torch.rsqrt(var + ctx.eps)[:, None], at_least_fp32(gradient)
+        x_hat = (x - mean[:, None]) * scale
+        sums = torch.stack((gradient.sum(dim=1), (gradient * x_hat).sum(dim=1)))  # 2 x views x C
+        of_bias, of_weight = sums.sum(dim=1)
+        first, second = all_sum(sums, ctx.group)[:, :, None] / ctx.n
+        of_x = weight * scale * (gradient - first - x_hat * second)
+        return of_x.to(x.dtype), of_weight, of_bias, None, None, None, None, None

@@ -3,18 +3,25 @@
 from dataclasses import replace
 
 
-def mean_encoding_plan(plan):
-    """Doubles the number of the target's views. `plan` is a ViewPlan; a changed copy is returned."""
-    return replace(plan, target=plan.target * 2)
-
-
-def mean_encoding(k):
-    """Averages the raw encodings of the target's views; the L2 normalisation comes afterwards.
+def mean_encoding_plan(plan, side="target"):
+    """Doubles the number of full-size views of `side`, whose encodings are then averaged.
 
     Args:
-        k: views x N x C, not normalised.
+        plan: a ViewPlan. side: one of SIDES. On the source, each query is the mean of two encodings.
+
+    Returns:
+        A changed copy.
+    """
+    return plan.change(side, lambda side: replace(side, full=side.full * 2, averaged=True))
+
+
+def mean_encoding(encodings):
+    """Averages the raw encodings of an image's views; the L2 normalisation comes afterwards.
+
+    Args:
+        encodings: views x N x C, not normalised.
 
     Returns:
         N x C, not normalised.
     """
-    return k.mean(dim=0)
+    return encodings.mean(dim=0)

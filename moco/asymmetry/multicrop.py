@@ -14,25 +14,28 @@ def mini_size_for(size):
     return max(1, round(size * 96 / 224))
 
 
-def multicrop_plan(plan, mini_size=None, full_scale=FULL_SCALE):
-    """Adds six small views to the source and changes the crop scale of both sides' full-size views.
+def multicrop_plan(plan, mini_size=None, full_scale=FULL_SCALE, side="source"):
+    """Adds six small views to `side`, and changes the crop scale of both sides' full-size views.
 
-    Only views with MoCo v2's scale change. A view with another scale, such as the target's view with AsymAug, keeps
-    it, so the order in which the designs are applied does not matter. The small views have the source's recipe except
-    for their size and scale, and except for what AsymAug and ScaleMix do with the full-size view.
+    Only views with MoCo v2's scale change. A view with another scale, such as AsymAug's weaker one, keeps it, so the
+    order in which the designs are applied does not matter. The small views have the base recipe except for their size
+    and scale: AsymAug and ScaleMix do not change them.
 
     Args:
-        plan: a ViewPlan. mini_size: side of the small views in pixels; None means 96/224 of the source's views.
-        full_scale: the scale of the full-size views.
+        plan: a ViewPlan. mini_size: width of the small views in pixels; None means 96/224 of the full-size views.
+        full_scale: the scale of the full-size views. side: one of SIDES.
 
     Returns:
-        A ViewPlan.
+        A changed copy.
     """
 
-    def rescale(views):
-        return tuple(replace(v, scale=full_scale) if v.scale == BASE_SCALE else v for v in views)
+    def rescale(side):
+        full = (replace(view, scale=full_scale) if view.scale == BASE_SCALE else view for view in side.full)
+        return replace(side, full=tuple(full))
 
-    base = plan.source[0]
+    first = plan.source.full[0], plan.target.full[0]
+    base = next((view for view in first if view.randaugment), first[0])  # with AsymAug, the other one may be weaker
     mini_size = mini_size_for(base.size) if mini_size is None else mini_size
     mini = replace(base, size=mini_size, scale=MINI_SCALE, randaugment=False, mix_box=None)
-    return replace(plan, source=rescale(plan.source), mini=(mini,) * MINI_VIEWS, target=rescale(plan.target))
+    plan = plan.change(side, lambda side: replace(side, mini=(mini,) * MINI_VIEWS))
+    return plan.change("both", rescale)

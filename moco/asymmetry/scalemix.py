@@ -8,9 +8,16 @@ import torch
 from moco.views.augment_with_pillow import paste
 
 
-def scalemix_plan(plan):
-    """Makes each full-size view of the source a mix of two draws of its recipe; small views do not change."""
-    return replace(plan, source=tuple(replace(view, mix_box=mix_box) for view in plan.source))
+def scalemix_plan(plan, side="source"):
+    """Makes each full-size view of `side` a mix of two draws of its recipe; small views do not change.
+
+    Args:
+        plan: a ViewPlan. side: one of SIDES.
+
+    Returns:
+        A changed copy.
+    """
+    return plan.change(side, lambda side: replace(side, full=tuple(replace(v, mix_box=mix_box) for v in side.full)))
 
 
 def mix_box(height, width, u):

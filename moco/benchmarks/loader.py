@@ -37,6 +37,7 @@ from moco.benchmarks.internal.original_project_loader import original_loader
 from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine.command_line import PROCESSES, SECONDS, Parser, number
+from moco.engine.design_flags import add_design_flags
 from moco.engine.launch_plan import cores
 from moco.engine.progress import Progress
 from moco.engine.size_checks import check_memory
@@ -51,7 +52,7 @@ def main(argv=None):
     side = number(int, 1)
     add = parser.add_argument
     add("dir", metavar="DIR", help="folder with train/, which has one folder per class")
-    main_moco.add_designs(parser)
+    add_design_flags(parser)
     add("--crop-size", metavar="PX", type=side, default=224, help="side of the full-size views")
     add("--mini-crop-size", metavar="PX", type=side, help="side of the small views (default: 96/224 of --crop-size)")
     add("--workers", metavar="N", type=PROCESSES, default=cores(), help="number of data workers")

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 import main_moco
-from main_moco import DESIGNS
+from moco.benchmarks.internal import measuring
 from moco.benchmarks.internal.measuring import allocated, hardware, peak_memory, product_tflops, timed, traffic
 from moco.benchmarks.internal.original_project_step import OriginalMoCo, gather, original_step
 from moco.builder import add_projector
@@ -39,13 +39,13 @@ from moco.engine import speed_flags
 from moco.engine.architectures import check_stem, make_network
 from moco.engine.command_line import number
 from moco.engine.ddp_wrapper import data_parallel
+from moco.engine.design_flags import PAPER_SIDES, designs_of, in_words
 from moco.engine.launch_plan import plan_launch
 from moco.engine.launch_processes import start_processes
 from moco.engine.progress import Progress
 from moco.engine.size_checks import check_memory
 from moco.engine.startup_checks import check_model
 from moco.precision import grad_scaler, set_precision, set_tf32_flags, tf32_flags
-from moco.shuffle_bn import BatchShuffle
 
 ROUNDS, WARM_UP = 5, 3
 IMAGENET, EPOCHS = 1_281_167, 100
@@ -76,10 +76,10 @@ def main(argv=None):
                 f"--batch-size {args.batch_size} does not give {run.local} processes the same number of images; "
                 f"give {max(args.batch_size // run.local, 2) * run.local}"
             )
-        args.enable_asym_bn |= args.all
+        most = with_designs(args, table_rows(args)[-1])
         for splits in {args.bn_splits, 1}:  # 1, since the cost of the groups is measured, too
-            check_model(argparse.Namespace(**(vars(args) | {"bn_splits": splits})), run)
-        plan = main_moco.view_plan(with_designs(args, table_rows(args)[-1]))
+            check_model(argparse.Namespace(**(vars(most) | {"bn_splits": splits})), run)
+        plan = main_moco.view_plan(most)
         check_memory(plan.views, args.batch_size, 4, "a smaller --batch-size")  # as floats
     except ValueError as error:
         parser.error(error)
@@ -106,7 +106,7 @@ def bench(device, args, run):
     for on in chosen:
         row, ours = measure(device, with_designs(args, on), run, baseline, task)
         baseline = baseline or ours
-        row["designs"] = "+".join(on) or "baseline"
+        row["designs"] = in_words(designs_of({"design": on}), "+") or "baseline"
         row["cost_by_arithmetic"] = flops(args, on, pixels=True) / flops(args, (), pixels=True)
         row["cost_in_paper"] = PAPER.get(row["designs"])
         row["tflops"] = flops(args, on) * row["ours"] / run.world / 1e12
@@ -145,6 +145,11 @@ COLUMNS = {  # name of a figure: title, width
     "step_bytes": ("step bytes", 10),
     "step_bytes_over_original": ("/original", 9),
 }
+RATIOS = {  # name of a figure: the two steps whose rates it compares
+    "ours_over_original": ("ours", "original"),
+    "cost": ("baseline", "ours"),
+    "cost_of_splits": ("one_group", "ours"),
+}
 
 
 def cell(row, name):
@@ -158,16 +163,20 @@ def cell(row, name):
 
 
 def table_rows(args):
-    """The combinations of designs to measure, each a tuple of names; first the baseline, to which costs refer."""
+    """The combinations of designs to measure, each as --design's words; first the baseline, to which costs refer."""
     if args.all:
-        return [(), *((name,) for name in DESIGNS), tuple(DESIGNS)]
-    given = main_moco.designs_on(args)
-    return [(), given] if given else [()]
+        return [(), *((design,) for design in PAPER_SIDES), PAPER_SIDES]
+    return [(), tuple(args.design)] if args.design else [()]
 
 
 def with_designs(args, on):
     """A copy of `args` in which exactly the designs `on` are turned on."""
-    return argparse.Namespace(**(vars(args) | {flag: name in on for name, flag in DESIGNS.items()}))
+    return argparse.Namespace(**(vars(args) | {"design": list(on)}))
+
+
+def original_has(args, plan):
+    """Whether the original project has such a step: it puts each design only on the side where the paper has it."""
+    return not plan.target.mini and not plan.source.averaged and designs_of(args).get("asym_bn", "target") == "target"
 
 
 def measure(device, args, run, baseline, task):
@@ -193,7 +202,8 @@ def measure(device, args, run, baseline, task):
 
     plain = argparse.Namespace(**(vars(args) | {"bn_splits": 1}))
     makers = {"ours": lambda: our_step(device, args, run, plan, views)}
-    makers["original"] = lambda: the_originals_step(device, args, views)
+    if original_has(args, plan):
+        makers["original"] = lambda: the_originals_step(device, args, views[:3])
     if args.bn_splits > 1 and not args.skip_splits:
         makers["one_group"] = lambda: our_step(device, plain, run, plan, views)
     gc.collect()  # frees what the previous row has left
@@ -217,22 +227,20 @@ def measure(device, args, run, baseline, task):
             if round_ >= 0:
                 rates[name].append(args.total_batch / seconds[name])
         task.add()
-    result = {name: statistics.median(rates[name]) for name in ("ours", "original")}
-    result["ours_over_original"] = ratio(rates["ours"], rates["original"])
-    result["cost"] = ratio(rates["baseline"], rates["ours"]) if baseline else 1.0
-    result["cost_of_splits"] = ratio(rates["one_group"], rates["ours"]) if "one_group" in rates else None
+    result = {name: statistics.median(rates[name]) if name in rates else None for name in ("ours", "original")}
+    for name, (a, b) in RATIOS.items():
+        result[name] = ratio(rates[a], rates[b]) if a in rates and b in rates else None
+    result["cost"] = result["cost"] if baseline else 1.0
     result["memory_gb"] = memory
-    images = torch.cat(views[2])
+    images = torch.cat([view.flatten() for part in views[2:] for view in part])
     # Many calls, since each shuffle differs.
-    calls = max(1, min(6_000, 2**30 // (images[0].numel() * 4)) // args.total_batch)
+    calls = max(1, min(6_000, 2**30 // (images.numel() // n * 4)) // args.total_batch)
     sent = {name: traffic(step, 2) for name, step in steps.items()}
-    sent |= {
-        "image_ours": traffic(shuffle_of(views[2], args.bn_splits), calls),
-        "image_original": traffic(lambda: gather(images), 5),
-    }
+    sent["image_ours"] = traffic(measuring.shuffle_of(*views[2:], args.bn_splits), calls)
+    sent["image_original"] = traffic(lambda: gather(images), 5) if "original" in steps else None
     for what, prefix in (("step", ""), ("image", "image_")):
-        a, b = sent[f"{prefix}ours"], sent[f"{prefix}original"]
-        result[f"{what}_bytes"], result[f"{what}_bytes_over_original"] = a, a and a / b
+        a, b = sent[f"{prefix}ours"], sent.get(f"{prefix}original")
+        result[f"{what}_bytes"], result[f"{what}_bytes_over_original"] = a, a / b if a and b else None
     set_flags("original")
     return result, ours
 
@@ -256,18 +264,12 @@ def the_originals_step(device, args, views):
     """A function that takes one step as the original does."""
     net = OriginalMoCo(
         functools.partial(make_network, args.arch, args.stem),
-        *(args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.enable_asym_bn, device),
+        *(args.moco_dim, args.moco_k, args.moco_m, args.moco_t, "asym_bn" in designs_of(args), device),
     ).to(device)
     optimizer = torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
     if is_initialized():
         net = DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
     return lambda: original_step(net, optimizer, views)
-
-
-def shuffle_of(im_k, bn_splits):
-    """A function that sends the target's images to the ranks that encode them, as one step does."""
-    step = count()
-    return lambda: BatchShuffle(len(im_k), len(im_k[0]), 0, next(step), bn_splits).shuffle(torch.cat(im_k))
 
 
 def flops(args, on, pixels=False):
@@ -280,7 +282,8 @@ def flops(args, on, pixels=False):
     def forward(view):
         return view.size**2 if pixels else encoder_flops(args.arch, args.stem, args.moco_dim, view.size)
 
-    return 3 * sum(forward(view) for view in (*plan.source, *plan.mini)) + sum(forward(view) for view in plan.target)
+    source, target = (sum(map(forward, side.full + side.mini)) for side in (plan.source, plan.target))
+    return 3 * source + target
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import torch
 
 from moco.engine.checkpoint_file_read import check_numbers, newest_intact, read
 from moco.engine.checkpoint_format import PREFIX, CheckpointError, progress_of, run_of, state_dict_of
+from moco.engine.design_flags import as_flags, designs_of
 from moco.engine.pretrained_backbone import encoder_of, stem_of
 from moco.engine.result_changing_options import label, result_options, shown
 from moco.pipe_safe_print import first_line, say
@@ -50,7 +51,8 @@ def check_resume(args, launch, build, names, any_options=False):
     force = args.force or any_options
     compared = result_options(args)
     if "options" in checkpoint:  # older files were written before these flags existed
-        checkpoint["options"] = {"bn_splits": 1, "recipe": []} | checkpoint["options"]
+        designs = as_flags(designs_of(checkpoint["options"]))
+        checkpoint["options"] = {"bn_splits": 1, "recipe": [], "design": designs} | checkpoint["options"]
     if checkpoint.get("processes") != launch.world:
         # --bn-splits may have to change when the number of processes changes, so it is not compared then. The start-up
         # report prints a note if batch normalisation sees another number of images.

@@ -2,6 +2,8 @@
 
 import torch
 
+from moco.engine.design_flags import designs_of
+
 TRAINING = {
     "epochs",
     "start_epoch",
@@ -15,8 +17,8 @@ TRAINING = {
     "tensorboard",
 }
 REASONS = {  # option: (a function of the options and of `alone`, whether it has no effect; why)
-    "asym_bn_group": (lambda args, _: not args.enable_asym_bn, "without --enable-asym-bn"),
-    "mini_crop_size": (lambda args, _: not args.enable_multicrop, "without --enable-multicrop"),
+    "asym_bn_group": (lambda args, _: "asym_bn" not in designs_of(args), "without the design asym_bn"),
+    "mini_crop_size": (lambda args, _: "multicrop" not in designs_of(args), "without the design multicrop"),
     "knn_data": (lambda args, _: args.knn_every is None, "without --knn-every"),
     "knn_k": (lambda args, _: args.knn_every is None, "without --knn-every"),
     "keep": (lambda args, _: args.keep >= args.epochs, "since the run has no more epochs than that"),

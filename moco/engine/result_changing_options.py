@@ -1,6 +1,7 @@
 """Which options change a run's result. A checkpoint stores them, and all ranks must have the same ones."""
 
 from moco.distributed import RanksDiffer, from_all
+from moco.engine.design_flags import designs_of
 
 # Flags that may differ between a run and its continuation, because they do not change the result: they name files,
 # start processes, or control what is printed and saved. The batch size is compared as the sum over all nodes.
@@ -13,7 +14,7 @@ FREE = {
 # Options of FREE that must still be equal on all ranks, because they decide which collectives the ranks call.
 COMMON = {"print_freq", "save_every", "start_epoch", "evaluate", "on_bad_image", "timeout", "dry_run"}
 COMMON |= {"knn_every", "knn_k", "knn_images"}
-DEPENDENT = {"asym_bn_group": "enable_asym_bn", "mini_crop_size": "enable_multicrop"}  # no effect if that flag is off
+DEPENDENT = {"asym_bn_group": "asym_bn", "mini_crop_size": "multicrop"}  # no effect if that design is off
 LABELS = {  # stored options that are not exactly one flag
     "total_batch": "--batch-size times the nodes",
     "init_lr": "the initial learning rate, --lr times --batch-size / 256,",
@@ -34,7 +35,7 @@ def shown(value):
 
 def result_options(args):
     """Every option that changes a run's result, by name. A checkpoint stores them for the comparison at a resume."""
-    idle = {name for name, design in DEPENDENT.items() if not getattr(args, design, False)}
+    idle = {name for name, design in DEPENDENT.items() if design not in designs_of(args)}
     return {name: value for name, value in vars(args).items() if name not in FREE | idle}
 
 

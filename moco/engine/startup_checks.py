@@ -14,6 +14,7 @@ from moco.engine.architectures import check_stem
 from moco.engine.checkpoint_atomic_write import TEMPORARY
 from moco.engine.checkpoint_resume import check_resume
 from moco.engine.command_line import output_folder
+from moco.engine.design_flags import designs_of
 from moco.engine.earlier_runs import move_files_of_others, new_id
 from moco.engine.launch_plan import memory, plan_launch
 from moco.engine.output_lock import holder_of, lock_output, unlock_output
@@ -84,7 +85,7 @@ def check_model(args, launch):
     if 4 * keys * dim > memory():
         raise ValueError(f"--moco-k {keys} keys of --moco-dim {dim} do not fit into the memory; give fewer")
     check_splits(args.bn_splits, args.batch_size // launch.local)
-    if args.enable_asym_bn:
+    if "asym_bn" in designs_of(args):
         check_group(args.asym_bn_group, launch.world, args.bn_splits)
 
 

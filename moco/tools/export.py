@@ -19,12 +19,12 @@ import re
 
 import torch
 
-from main_moco import DESIGNS
 from moco.engine import checkpoint_atomic_write
 from moco.engine.architectures import IMAGENET, SMALL, architectures, is_resnet, meta_network
 from moco.engine.checkpoint_file_read import read
 from moco.engine.checkpoint_format import CheckpointError, run_of
 from moco.engine.command_line import Parser, output_file, output_folder
+from moco.engine.design_flags import DESIGNS, designs_of, in_words
 from moco.engine.pretrained_backbone import SOURCE, TARGET, backbone_for, encoder_of, stem_of
 from moco.engine.progress import Progress
 from moco.evaluation.pretrained_encoder import arch_of, open_encoder
@@ -188,8 +188,8 @@ def check(path, form, tensors, source):
 def metadata(source, encoder):
     """What a user of an exported file may need, a dict of strings. `source` is a PretrainedEncoder."""
     checkpoint, options = source.checkpoint, source.checkpoint.get("options", {})
-    designs = [name for name, option in DESIGNS.items() if options.get(option)]
-    known = any(option in options for option in DESIGNS.values())
+    designs = in_words(designs_of(options))
+    known = "design" in options or any(f"enable_{name}" in options for name in DESIGNS)
     values = {
         "format": "pt",  # transformers asks for it
         "architecture": source.arch,

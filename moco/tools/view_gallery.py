@@ -23,6 +23,7 @@ from moco.data.prefetch_to_device import finisher
 from moco.data.sampler import EpochBatchSampler
 from moco.data.view_datasets import RandomCrops, RandomViews
 from moco.engine.command_line import SEED, Parser, number, output_file
+from moco.engine.design_flags import add_design_flags
 from moco.engine.progress import Progress
 from moco.engine.size_checks import check_memory
 from moco.views.augment_on_device import BOX, Layout
@@ -39,7 +40,7 @@ def main(argv=None):
     parser = Parser(__doc__, __spec__.name, example="--enable-multicrop /path/to/imagenet")
     some = number(int, 1)
     parser.add_argument("dir", metavar="DIR", help="folder of images or tar archive, as for main_moco.py")
-    main_moco.add_designs(parser)
+    add_design_flags(parser)
     add = parser.add_argument
     add("--augment-on", choices=["cpu", "device"], default="cpu", help="which path makes the views")
     add("--both-paths", action="store_true", help="show both paths and their difference")
@@ -122,7 +123,7 @@ def frame(view, box):
 
 def sides(plan):
     """The indices of the source's and of the target's views in the order of the plan."""
-    n = len(plan.source) + len(plan.mini)
+    n = len(plan.source.full + plan.source.mini)
     return range(n), range(n, len(plan.views))
 
 

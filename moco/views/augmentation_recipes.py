@@ -1,4 +1,4 @@
-"""The augmentation recipes as data: a `View` is one recipe, and a `ViewPlan` has the views of source and target.
+"""The augmentation recipes as data: a `View` is one recipe, a `Side` has views, a `ViewPlan` has source and target.
 
 The baseline plan gives the source and the target one view each, from the same recipe. A design that changes what a
 side sees is a function from plan to plan in `moco/asymmetry/`. Both back ends, Pillow on the CPU and tensors on the
@@ -6,7 +6,7 @@ device, can execute every plan.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from operator import index
 
@@ -136,50 +136,79 @@ def parse_field(text):
 
 
 @dataclass(frozen=True)
-class ViewPlan:
-    """The views of an image, three tuples of View: `source` and `mini` (small views) for the source, and `target`.
+class Side:
+    """What one side sees of an image: two tuples of View. The views of a tuple have one size and are encoded together.
 
-    The views of one tuple have one size, since a network encodes them together.
+    Attributes:
+        full: the full-size views, at least one. mini: the small views.
+        averaged: whether the encodings of the full-size views are averaged. Several such views need it.
 
     Raises:
-        ValueError: one of the three is no such tuple, or there is no view for the source or the target.
+        ValueError: a tuple is not of that form, or several full-size views are not averaged.
     """
 
-    source: tuple
-    target: tuple
+    full: tuple
     mini: tuple = ()
+    averaged: bool = False
 
     def __post_init__(self):
-        for name, fewest in (("source", 1), ("target", 1), ("mini", 0)):
+        for name, fewest in (("full", 1), ("mini", 0)):
             views = getattr(self, name)
             if not isinstance(views, tuple) or not all(isinstance(view, View) for view in views):
-                raise ValueError(f"the {name} of a ViewPlan is {views!r}, but must be a tuple of Views")
+                raise ValueError(f"the {name} of a Side is {views!r}, but must be a tuple of Views")
             if len(views) < fewest:
-                raise ValueError(f"the {name} of a ViewPlan is empty, but must have a View")
+                raise ValueError(f"the {name} of a Side is empty, but must have a View")
             if len(sizes := {view.size: None for view in views}) > 1:
                 sizes = " and ".join(map(str, sizes))
-                raise ValueError(
-                    f"the {name} of a ViewPlan has views of {sizes} px, but all of them must have one size"
-                )
+                raise ValueError(f"the {name} of a Side has views of {sizes} px, but all of them must have one size")
+        if len(self.full) > 1 and not self.averaged:
+            raise ValueError(f"a Side has {len(self.full)} full-size views, but must then be averaged")
+
+    def __str__(self):
+        full, mini = _count(self.full), _count(self.mini)
+        return (f"mean of {full}" if self.averaged else full) + (f" + {mini}" if mini else "")
+
+
+def _count(views):
+    """Views in words, equal ones together."""
+    counts = {view: views.count(view) for view in views}
+    return " + ".join(f"{n} x [{view}]" if n > 1 else f"[{view}]" for view, n in counts.items())
+
+
+SIDES = ("source", "target", "both")  # where a design can be
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """What both sides see of an image: two Sides of one kind, so that a design can be on either of them."""
+
+    source: Side
+    target: Side
 
     @property
     def views(self):
-        """All views of an image in the order source, mini, target."""
-        return self.source + self.mini + self.target
+        """All views of an image: the source's full-size views, its small views, and those of the target."""
+        return self.source.full + self.source.mini + self.target.full + self.target.mini
+
+    @property
+    def mini(self):
+        """The small views of both sides."""
+        return self.source.mini + self.target.mini
 
     def split(self, views):
-        """Splits a list in the order of `self.views` into three lists: source, mini, target."""
-        n = len(self.source)
-        return views[:n], views[n : n + len(self.mini)], views[n + len(self.mini) :]
+        """Splits a list in the order of `self.views` into four: im_q, im_q_mini, im_k, im_k_mini of `MoCo.forward`."""
+        parts = (self.source.full, self.source.mini, self.target.full, self.target.mini)
+        rest = iter(views)
+        return tuple([next(rest) for _ in part] for part in parts)
+
+    def change(self, side, function):
+        """A copy of the plan in which `function`, from Side to Side, has changed what `side`, one of SIDES, sees."""
+        changed = ("source", "target") if side == "both" else (side,)
+        return replace(self, **{name: function(getattr(self, name)) for name in changed})
 
     def __str__(self):
         """The plan in words, in one line."""
-
-        def words(views):
-            counts = {v: views.count(v) for v in views}
-            return " + ".join(f"{n} x [{v}]" if n > 1 else f"[{v}]" for v, n in counts.items())
-
-        return f"source: {words(self.source + self.mini)} | target: {words(self.target)}"
+        return f"source: {self.source} | target: {self.target}"
 
 
 def baseline_plan(size=224, **recipe):
@@ -188,5 +217,5 @@ def baseline_plan(size=224, **recipe):
     Args:
         size: side of the crop in pixels. recipe: fields of View that change the base recipe.
     """
-    view = View(size=size, **recipe)
-    return ViewPlan(source=(view,), target=(view,))
+    side = Side(full=(View(size=size, **recipe),))
+    return ViewPlan(source=side, target=side)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-import main_moco
 from moco.benchmarks.internal.gpu_report_job import PartFailed, PartSkipped
+from moco.engine.design_flags import PAPER_SIDES
 from moco.engine.launch_plan import cores
 from moco.engine.preemption import EXIT_CODE
 
@@ -83,11 +83,11 @@ def tests(job):
 
 
 def step(designs, batch, job):
-    """A row of the table of the training step; `designs` are names in main_moco.DESIGNS."""
+    """A row of the table of the training step; `designs` are words of --design."""
     if job.small and len(designs) == 1:
         raise PartSkipped("--small measures only the baseline and all five designs")
     size, splits = sizes(job), 8 if batch == 256 else 1
-    flags = [f"--{main_moco.DESIGNS[name].replace('_', '-')}" for name in designs]
+    flags = [word for design in designs for word in ("--design", design)]
     # A row with designs takes another compilation for the cost of the groups; that of the baseline is enough.
     flags += ["--skip-splits"] * bool(designs)
     words = [*size.model, *size.pretraining, "-b", size.batch if batch == 256 else size.share, "--bn-splits", splits]
@@ -250,9 +250,9 @@ def log(output, kind):
 
 def rows(batch, all_five):
     """The parts of the training step at one batch: the baseline and all five designs, or each design."""
-    names = {tuple(main_moco.DESIGNS): "all", (): "baseline"}
-    names |= {(name,): option.removeprefix("enable_").replace("_", "-") for name, option in main_moco.DESIGNS.items()}
-    chosen = [(), tuple(main_moco.DESIGNS)] if all_five else [(name,) for name in main_moco.DESIGNS]
+    names = {PAPER_SIDES: "all", (): "baseline"}
+    names |= {(design,): design.partition(":")[0].replace("_", "-") for design in PAPER_SIDES}
+    chosen = [(), PAPER_SIDES] if all_five else [(design,) for design in PAPER_SIDES]
     return {f"step-{names[on]}-{batch}": Part(90 + 60 * (batch == 256), partial(step, on, batch)) for on in chosen}
 
 

@@ -33,6 +33,7 @@ from moco.benchmarks.step import with_designs
 from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine import speed_flags
+from moco.engine.design_flags import PAPER_SIDES
 from moco.engine.json_log import git_commit
 from moco.engine.launch_plan import cores, memory
 from moco.engine.training_epoch import Epoch
@@ -96,7 +97,7 @@ def augmentation(*words):
     """
     args, where, result = main_moco.build_parser().parse_args(words), device(), {}
     folder = ImageFolder(os.path.join(args.data, "train"))
-    for name, on in (("baseline", ()), ("all", tuple(main_moco.DESIGNS))):
+    for name, on in (("baseline", ()), ("all", PAPER_SIDES)):
         views = main_moco.view_plan(with_designs(args, on)).views
         loader = training_loader(folder, views, args.batch_size, 0, args.workers, augment_on="device")
         finish, batches = finisher(views, "device", where), list(islice(loader, BATCHES))  # the loader pins them

@@ -1,10 +1,10 @@
 """Makes report.md from report.json: the tables of moco/benchmarks/README.md, and what is left to do."""
 
-from main_moco import DESIGNS
+from moco.engine.design_flags import DESIGNS
 
 MISSING = "not measured yet"
 TRY_OUT = "**A try-out with --small, on a CPU. Its figures say nothing about a GPU.**"
-ROWS = {option.removeprefix("enable_").replace("_", "-"): name for name, option in DESIGNS.items()}
+ROWS = {name.replace("_", "-"): design.title for name, design in DESIGNS.items()}
 ROWS = {"baseline": "baseline", **ROWS, "all": "all five"}  # in names of parts: in tables
 STEP = {  # column: figure of the benchmark `step`, unit
     "ours, images/s": ("ours", ""),

@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 import time
+from itertools import count
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ import torchvision
 from moco.distributed import from_rank_0, is_initialized
 from moco.engine.launch_plan import cores
 from moco.precision import set_tf32_flags, tf32_flags
+from moco.shuffle_bn import BatchShuffle
 
 
 def synchronize():
@@ -119,3 +121,16 @@ def product_tflops(device, precision):
     seconds = min(timed(lambda: a @ b, 10) for _ in range(5)) / 10
     set_tf32_flags(*before)
     return 2 * n**3 / seconds / 1e12
+
+
+def shuffle_of(im_k, im_k_mini, bn_splits):
+    """A function that sends the target's images to the ranks that encode them, as one step does."""
+    steps = count()
+
+    def shuffle():
+        step, n = next(steps), len(im_k[0])
+        BatchShuffle(len(im_k), n, 0, step, bn_splits).shuffle(torch.cat(im_k))
+        for which, view in enumerate(im_k_mini, start=1):
+            BatchShuffle(1, n, 0, step, bn_splits, which).shuffle(view)
+
+    return shuffle

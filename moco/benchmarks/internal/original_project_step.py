@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from moco.asymmetry.asym_bn import SyncTargetBatchNorm1d
+from moco.asymmetry.asym_bn import SyncBatchNorm1d
 from moco.batchnorm import replace_batchnorm
 from moco.builder import add_projector
 from moco.distributed import is_initialized, rank, world_size
@@ -31,7 +31,7 @@ class OriginalMoCo(nn.Module):
             if device.type == "cuda":
                 self.encoder_k.fc = nn.SyncBatchNorm.convert_sync_batchnorm(self.encoder_k.fc)
             else:  # torch's SyncBatchNorm takes no CPU tensors
-                replace_batchnorm(self.encoder_k.fc, SyncTargetBatchNorm1d)
+                replace_batchnorm(self.encoder_k.fc, SyncBatchNorm1d)
         self.register_buffer("queue", F.normalize(torch.randn(dim, K), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.lib.stride_tricks import sliding_window_view
 
-from main_moco import DESIGNS
+from moco.engine.design_flags import designs_of, in_words
 from moco.engine.result_changing_options import FREE, LABELS
 from moco.loss import blind_guess
 
@@ -179,7 +179,7 @@ def _draw_guesses(axis, runs):
 
 
 def _guess_of(run):
-    return run.options["moco_k"], bool(run.options.get("enable_multicrop"))
+    return run.options["moco_k"], "multicrop" in designs_of(run.options)
 
 
 def _draw_legend(axis, runs, names, styles, faint):
@@ -219,7 +219,7 @@ def _label(run, name, lines, different):
     """The run in 1 to 3 lines; `different` are the options that tell it apart."""
     options, designs = run.options, run.kind
     if run.pretraining:
-        designs = ", ".join(name for name, option in DESIGNS.items() if options.get(option)) or "MoCo v2 baseline"
+        designs = in_words(designs_of(options)) or "MoCo v2 baseline"
     designs = ", ".join([designs, *(f"{option} {options.get(option)}" for option in different)])
     if lines == 1:
         name = shortened(name, WIDTH // 2 - 2)

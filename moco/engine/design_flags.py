@@ -1,0 +1,115 @@
+"""--design and its shorthands, the --enable flags: which designs are on, and on which side each of them is."""
+
+import argparse
+from typing import NamedTuple
+
+from moco.engine.command_line import nearest, number
+from moco.engine.recipe_flag import add_recipe_flag
+from moco.views.augmentation_recipes import SIDES
+
+
+class Design(NamedTuple):
+    """A design of the paper: its `title` there, and the `side` on which the paper has it."""
+
+    title: str
+    side: str
+
+
+DESIGNS = {
+    "multicrop": Design("MultiCrop", "source"),
+    "scalemix": Design("ScaleMix", "source"),
+    "asym_aug": Design("AsymAug", "source"),  # the stronger recipe is on this side
+    "asym_bn": Design("AsymBN", "target"),
+    "mean_encoding": Design("MeanEnc", "target"),
+}
+PAPER_SIDES = tuple(f"{name}:{design.side}" for name, design in DESIGNS.items())  # all five, as the paper has them
+
+
+def add_design_flags(parser):
+    """Adds the flags of the designs, and --recipe, to `parser`."""
+    add = parser.add_argument_group("asymmetric designs").add_argument
+    help = (
+        f"put a design on a side; repeat it for several designs. NAME: {', '.join(DESIGNS)}. SIDE: "
+        f"{', '.join(SIDES)} (default: the paper's side, as with the flags below). For example: multicrop:target"
+    )
+    add("--design", metavar="NAME[:SIDE]", action=_Collect, default=[], help=help)
+
+    def shorthand(name, flags, help):
+        add(*flags, dest="design", action=_Collect, nargs=0, const=name, default=[], help=help)
+
+    shorthand("multicrop", ["--enable-multicrop"], "MultiCrop: the source gets 6 additional small views")
+    shorthand("scalemix", ["--enable-scalemix"], "ScaleMix: the source's view is mixed from two views")
+    help = "AsymAug: the source gets stronger augmentation, the target gets weaker augmentation"
+    shorthand("asym_aug", ["--enable-asym-aug", "--enable-asymm-aug"], help)
+    help = "AsymBN: the batch normalisation of the target's projector is synchronised over several batch-norm groups"
+    shorthand("asym_bn", ["--enable-asym-bn"], help)
+    help = "number of batch-norm groups that AsymBN synchronises; a run has --bn-splits groups per process"
+    add("--asym-bn-group", metavar="N", default=8, type=number(int, 1), help=help)
+    help = "MeanEnc: each key is the mean target encoding of 2 views"
+    shorthand("mean_encoding", ["--enable-mean-encoding"], help)
+    add_recipe_flag(parser)
+
+
+def parse_design(text):
+    """Converts NAME[:SIDE] to (name, side); without a side, it is the paper's.
+
+    Raises:
+        ValueError: there is no such design or side.
+    """
+    name, colon, side = text.partition(":")
+    if name not in DESIGNS or (colon and side not in SIDES):
+        wrong, known = (side, SIDES) if name in DESIGNS else (name, DESIGNS)
+        similar = nearest(wrong.replace("-", "_"), known)
+        guess = f"did you mean {similar}? " if similar else ""
+        raise ValueError(
+            f"{text!r} is not NAME or NAME:SIDE; {guess}The names are {', '.join(DESIGNS)}; the sides are "
+            f"{', '.join(SIDES)}"
+        )
+    return name, side or DESIGNS[name].side
+
+
+class _Collect(argparse.Action):
+    """Collects words such as multicrop:source, always with the side and in the order of DESIGNS."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = getattr(namespace, self.dest)
+        try:
+            name, side = parse_design(self.const or values)
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        if name in designs_of({"design": given}):
+            raise argparse.ArgumentError(self, f"{name} is on already; give it once, by --design {name}:SIDE")
+        setattr(namespace, self.dest, as_flags(designs_of({"design": [*given, f"{name}:{side}"]})))
+
+
+def designs_of(options):
+    """The designs that are on: dict of names to sides, in the order of DESIGNS.
+
+    Args:
+        options: those of a command line (a Namespace), or of a checkpoint or a log (a dict). Older ones have a boolean
+            `enable_NAME` for each design, not `design`.
+    """
+    options = options if isinstance(options, dict) else vars(options)
+    older = [f"{name}:{design.side}" for name, design in DESIGNS.items() if options.get(f"enable_{name}")]
+    words = options.get("design", older)
+    words = words if isinstance(words, (list, tuple)) else ()
+    return {name: side for name in DESIGNS for side in SIDES if f"{name}:{side}" in words}
+
+
+def as_flags(designs):
+    """Designs, as `designs_of` returns them, as the words of --design; the list that a checkpoint stores."""
+    return [f"{name}:{side}" for name, side in designs.items()]
+
+
+def in_words(designs, joint=", "):
+    """Designs as a phrase, such as "MultiCrop, AsymBN on both sides"; "" if there are none.
+
+    Args:
+        designs: as `designs_of` returns them. The side is named where it is not the paper's.
+        joint: what stands between two designs.
+    """
+
+    def where(name, side):
+        return "" if side == DESIGNS[name].side else " on both sides" if side == "both" else f" on the {side}"
+
+    return joint.join(DESIGNS[name].title + where(name, side) for name, side in designs.items())
