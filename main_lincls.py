@@ -73,7 +73,8 @@ def prepare(args, launch):
         place = check_training(args, launch, train, names, build_trial)
     check_source(args.evaluate, args.resume, args.pretrained)
     check_backbone(args.pretrained, args, launch)
-    views, stem = baseline_plan(args.crop_size).target, args.stem or IMAGENET  # a node without rank 0 does not know it
+    views = baseline_plan(args.crop_size).target.full
+    stem = args.stem or IMAGENET  # a node without rank 0 does not know it
     check_views(views, args.arch, args.batch_size, launch.local, args.gpu, stem)
     if not args.evaluate:
         prepare_output(args, names, launch, place)
@@ -127,7 +128,7 @@ def introduction(model, classes, args):
 def train(run, train_folder, val_folder):
     """Trains the classifier in one process of the run."""
     args = run.args
-    views = asym_aug_plan(baseline_plan(args.crop_size)).target  # crop and flip
+    views = asym_aug_plan(baseline_plan(args.crop_size)).target.full  # crop and flip
     model, optimizer = build(args, len(val_folder.classes), run.device)
     run.announce(filter(None, (train_folder, val_folder)), *introduction(model, len(val_folder.classes), args))
     noise = partial(noise_output, args.crop_size, args.precision)

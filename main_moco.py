@@ -132,27 +132,25 @@ def train(run, folder, *folders_of_knn):
         set_lr(optimizer, cosine_lr(args.lr, epoch.number, args.epochs))
         net.train()
         for step, images, _ in epoch.steps():
-            views = plan.split(images)
-            epoch.report(*train_step(net, optimizer, run.scaler, views, step, args.precision, epoch.prints))
+            epoch.report(*train_step(net, optimizer, run.scaler, plan, images, step, args.precision, epoch.prints))
         epoch.save(knn=knn.measure(model.encoder_q, epoch))
     run.finish(knn_classification, linear_classification)
 
 
-def train_step(net, optimizer, scaler, views, step, precision, prints=False):
+def train_step(net, optimizer, scaler, plan, images, step, precision, prints=False):
     """One update of the weights.
 
     Args:
-        views: as `ViewPlan.split` returns them. step: the global step. precision: of --precision.
+        plan: the ViewPlan. images: a batch of each of its views. step: the global step. precision: of --precision.
         prints: whether to compute the `contrast_figures`, too.
 
     Returns:
         Loss, Acc@1 and Acc@5 (percent) of this process's share, scalar tensors on the device that no one waits for;
         then, if `prints`, the two `contrast_figures`.
     """
-    im_q, im_q_mini, im_k, im_k_mini = views
-    with autocast(im_q[0].device, precision):
-        logits, labels = net(im_q, im_q_mini, im_k, step=step, im_k_mini=im_k_mini)
-        loss = contrastive_loss(logits, labels)
+    with autocast(images[0].device, precision):
+        logits, labels = net(**plan.split(images), step=step)
+        loss = contrastive_loss(logits, labels, plan.source.encodings)
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     figures = contrast_figures(net, logits, scaler) if prints else ()

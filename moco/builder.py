@@ -197,10 +197,11 @@ class MoCo(nn.Module):
             queue = self.queue.to(k.dtype, copy=True)  # since `enqueue` changes it before the backward pass
             q = torch.stack(q) / self.T  # queries x N x C
             l_neg = q @ queue  # negative logits, one product for all queries: queries x N x K
-            logits = []
-            for queries, key in ((len(q), k), *((full, key) for key in k_mini)):
-                l_pos = (q[:queries] * key).sum(dim=2, keepdim=True)  # positive logits: queries x N x 1
-                logits += torch.cat([l_pos, l_neg[:queries]], dim=2)
+            l_pos = (q * k).sum(dim=2, keepdim=True)  # positive logits: queries x N x 1
+            logits = [*torch.cat([l_pos, l_neg], dim=2)]
+            for key in k_mini:
+                l_pos = (q[:full] * key).sum(dim=2, keepdim=True)
+                logits += torch.cat([l_pos, l_neg[:full]], dim=2)
             return logits
 
     @torch.no_grad()

@@ -43,5 +43,4 @@ def noise_loss(plan, precision, net, n):
     device = next(net.parameters()).device
     views = [torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views]
     with autocast(device, precision):
-        im_q, im_q_mini, im_k, im_k_mini = plan.split(views)
-        return contrastive_loss(*net(im_q, im_q_mini, im_k, step=0, im_k_mini=im_k_mini))
+        return contrastive_loss(*net(**plan.split(views), step=0), plan.source.encodings)

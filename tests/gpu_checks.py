@@ -17,7 +17,7 @@ from moco.engine.checkpoint_background_writer import on_cpu
 from moco.engine.checkpoint_format import checkpoint_of
 from moco.engine.checkpoint_resume import restore
 from moco.engine.ddp_wrapper import check_equal
-from moco.engine.design_flags import PAPER_SIDES
+from moco.engine.design_flags import DESIGNS, PAPER_SIDES
 from moco.engine.json_log import JsonLog
 from moco.engine.nonfinite_loss import NonfiniteGuard
 from moco.engine.preemption import StopListener
@@ -33,6 +33,8 @@ from tests.fake_nccl import FakeNCCL
 from tests.tiny_net import TinyNet
 
 ALL = PAPER_SIDES
+BOTH = tuple(f"{name}:both" for name in DESIGNS)
+OTHER = tuple(f"{name}:{'target' if design.side == 'source' else 'source'}" for name, design in DESIGNS.items())
 
 
 @contextlib.contextmanager
@@ -114,12 +116,12 @@ def check_step(designs, batch, precision=None, splits=1, tiny=True, steps=3, cro
         with gpu.waits_allowed():
             model, optimizer = main_moco.build(args, CUDA)
             scaler = grad_scaler(CUDA, precision)
-            views = plan.split([torch.randn(batch, 3, v.size, v.size, device=CUDA) for v in plan.views])
-            main_moco.train_step(model, optimizer, scaler, views, 0, precision)  # e.g. the scaler's first scale
+            images = [torch.randn(batch, 3, v.size, v.size, device=CUDA) for v in plan.views]
+            main_moco.train_step(model, optimizer, scaler, plan, images, 0, precision)  # e.g. the scaler's first scale
         assert {p.device for p in model.state_dict().values()} == {CUDA}
         for step in range(1, steps):
             gpu.reset()
-            main_moco.train_step(model, optimizer, scaler, views, step, precision)
+            main_moco.train_step(model, optimizer, scaler, plan, images, step, precision)
     return gpu
 
 
@@ -150,8 +152,8 @@ def check_start_and_save():
                 state["momentum_buffer"] = state["momentum_buffer"].contiguous()
             restore(saved, model, optimizer)
             main_moco.noise_loss(plan, None, model, 8)
-        views = plan.split([torch.randn(8, 3, 32, 32, device=CUDA) for _ in plan.views])
-        main_moco.train_step(model, optimizer, grad_scaler(CUDA, None), views, 1, None)
+        images = [torch.randn(8, 3, 32, 32, device=CUDA) for _ in plan.views]
+        main_moco.train_step(model, optimizer, grad_scaler(CUDA, None), plan, images, 1, None)
 
 
 def check_rank(designs, world, rank, group=8, batch=4, **more):
@@ -222,8 +224,8 @@ def check_epoch(steps=5, print_freq=2, world=1):
         epoch, gpu.wait = Epoch(run, 0), wait
         for step, images, _ in epoch.steps():
             waits.append([])
-            views = plan.split(images)
-            result = main_moco.train_step(model, optimizer, grad_scaler(CUDA, None), views, step, None, epoch.prints)
+            scaler = grad_scaler(CUDA, None)
+            result = main_moco.train_step(model, optimizer, scaler, plan, images, step, None, epoch.prints)
             with gpu.waits_allowed():
                 epoch.report(*result)
             memory.append(gpu.live)

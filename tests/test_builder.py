@@ -9,13 +9,15 @@ import torch.nn.functional as F
 
 from main_moco import train_step
 from moco import builder
-from moco.asymmetry.mean_encoding import mean_encoding
+from moco.asymmetry.mean_encoding import mean_encoding, mean_encoding_plan
+from moco.asymmetry.multicrop import multicrop_plan
 from moco.builder import MoCo
 from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.meters import AverageMeter
 from moco.loss import contrastive_loss
 from moco.optim import sgd
 from moco.precision import grad_scaler
+from moco.views.augmentation_recipes import baseline_plan
 from tests.ranks import run_ranks
 from tests.test_algorithm1 import DIM, LR, SEED, STEPS, K, M, N, T, images
 from tests.test_precision import compiles
@@ -79,11 +81,12 @@ def test_a_step_never_waits_for_the_device(precision, compiled):
     if compiled:
         for encoder in (model.encoder_q, model.encoder_k):
             encoder.compile(dynamic=False)
-    views = [[x.float().to(device) for x in images(0, n, size, 2)] for n, size in ((1, 12), (6, 8), (2, 13))]
+    plan = mean_encoding_plan(multicrop_plan(baseline_plan(12), 8))
+    views = [torch.randn(2 * N, 3, view.size, view.size, device=device) for view in plan.views]
     try:
         for step in range(5):
             torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")  # the first set things up
-            loss, *_ = train_step(model, optimizer, scaler, views, step, precision)
+            loss, *_ = train_step(model, optimizer, scaler, plan, views, step, precision)
             meter.update(loss, N)
     finally:
         torch.cuda.set_sync_debug_mode("default")

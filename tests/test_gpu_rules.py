@@ -1,22 +1,28 @@
 """The rules of a GPU, kept on a CPU: what runs on a GPU mixes no devices, waits for nothing and races with nothing."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+import torch
 
 import main_moco
+from moco.asymmetry.asym_bn import _Normalised
 from moco.views import augment_on_device
 from moco.views.steps_on_device import TABLES, steps_of
 from tests import gpu_checks as checks
 from tests import gpu_checks_evaluation as evaluations
-from tests.gpu_checks import ALL
+from tests.fake_gpu import CUDA
+from tests.fake_nccl import FakeNCCL
+from tests.gpu_checks import ALL, BOTH, OTHER
 
-DESIGNS = [(), *((name,) for name in ALL), ALL]
+DESIGNS = [(), *((name,) for name in (*ALL, *OTHER)), ALL, OTHER, BOTH]
+NAMES = {(): "baseline", ALL: "all", OTHER: "all on the other sides", BOTH: "all on both sides"}
 SMALL = {"crop": 32, "mini": 16}
 
 
 def named(designs):
-    return "+".join(designs) if 0 < len(designs) < len(ALL) else ("all" if designs else "baseline")
+    return NAMES.get(designs) or "+".join(designs)
 
 
 @pytest.mark.parametrize("augment_on", ["device", "cpu"])
@@ -66,7 +72,7 @@ def test_the_augmentation_keeps_its_budget(designs, batch, launches, moved, peak
 
 @pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("designs", [(), ALL], ids=named)
+@pytest.mark.parametrize("designs", [(), ALL, OTHER, BOTH], ids=named)
 def test_no_step_of_the_pretraining_waits(designs, precision, splits):
     checks.check_step(designs, 8, precision, splits)
 
@@ -87,8 +93,28 @@ def test_a_rank_sends_what_nccl_accepts(designs, world, rank, splits):
     assert nccl.calls["all_to_all_single", (images, 3, 32, 32), (images, 3, 32, 32)] == 3
     if designs:
         group = 8 // splits
-        assert nccl.calls["all_gather_single", (group, 2, 6), (1, 2, 6)] == 3
+        assert nccl.calls["all_gather_single", (group, 2, 1, 6), (1, 2, 1, 6)] == 3
         assert [size for size, _ in nccl.groups] == ([group] * (world // group) if group < world else [])
+
+
+def test_on_the_other_sides_each_small_view_is_shuffled_and_the_source_synchronised():
+    _, nccl = checks.check_rank(OTHER, 8, 3)
+    assert nccl.calls["all_to_all_single", (4, 3, 32, 32), (4, 3, 32, 32)] == 3
+    assert nccl.calls["all_to_all_single", (4, 3, 16, 16), (4, 3, 16, 16)] == 3 * 6
+    assert nccl.calls["all_gather_single", (8, 2, 1, 6), (1, 2, 1, 6)] == 3
+
+
+def test_the_gradient_of_asym_bn_waits_for_nothing_and_is_one_sum():
+    """Autograd does not run on the fake GPU, so its backward pass is called here."""
+    nccl, shapes = FakeNCCL(8, 3), ((3, 4, 6), (6,), (3, 6), (3, 6))  # 3 views of 4 samples, 6 features
+    with checks.fake_gpu(), nccl.installed():
+        saved, gradient = [torch.zeros(shape, device=CUDA) for shape in shapes], torch.zeros(shapes[0], device=CUDA)
+        for dtype in (torch.float32, torch.bfloat16):
+            x = saved[0].to(dtype)
+            step = SimpleNamespace(saved_tensors=(x, *saved[1:]), n=32, eps=1e-5, group=None)
+            of_x, of_weight, of_bias, *_ = _Normalised.backward(step, gradient.to(dtype))
+            assert of_x.shape == x.shape and of_x.dtype == dtype and of_weight.shape == of_bias.shape == (6,)
+    assert dict(nccl.calls) == {("all_reduce", (2, 3, 6)): 2}
 
 
 @pytest.mark.parametrize("world", [1, 8])

@@ -9,6 +9,7 @@ from main_moco import train_step
 from moco.loss import contrastive_loss
 from moco.optim import sgd
 from moco.precision import grad_scaler
+from moco.views.augmentation_recipes import Side, View, ViewPlan
 
 
 def cross_entropy(logits):
@@ -38,7 +39,7 @@ def test_a_step_gives_several_full_size_views_their_common_weight():
     labels = [torch.zeros(4, dtype=torch.long)] * 3
     first, second, small = (cross_entropy(x) for x in logits)
     x = torch.zeros(4, 3, 8, 8)
-    views = [x, x], [x], [x]  # two full-size views of the source, one small one, one of the target
+    plan = ViewPlan(Side((View(8), View(8)), (View(8),)), Side((View(8),)))
     scaler = grad_scaler(x.device, None)
-    loss, *_ = train_step(lambda *views, step: (logits, labels), sgd(logits, 0.1), scaler, views, 0, None)
+    loss, *_ = train_step(lambda step, **views: (logits, labels), sgd(logits, 0.1), scaler, plan, [x] * 4, 0, None)
     assert math.isclose(loss.item(), (first + second) / 2 + small, rel_tol=1e-6)

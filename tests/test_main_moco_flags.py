@@ -41,7 +41,9 @@ def what_trains(words):
     def recording(*args):
         seen["model"], seen["optimizer"] = build(*args)
         seen["model"].register_forward_pre_hook(
-            lambda module, args, kwargs: seen["batches"].append((kwargs["step"], [x for part in args for x in part])),
+            lambda module, args, kwargs: seen["batches"].append(
+                (kwargs["step"], [x for name, part in kwargs.items() if name != "step" for x in part])
+            ),
             with_kwargs=True,
         )
         return seen["model"], seen["optimizer"]

@@ -192,7 +192,8 @@ def measure(device, args, run, baseline, task):
     """
     plan = main_moco.view_plan(args)
     n = args.total_batch // run.world
-    views = plan.split([torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views])
+    images = [torch.randn(n, 3, view.size, view.size, device=device) for view in plan.views]
+    views = plan.split(images)
     torchs_own = tf32_flags()
 
     def set_flags(name):
@@ -201,11 +202,11 @@ def measure(device, args, run, baseline, task):
             set_precision(args.precision)
 
     plain = argparse.Namespace(**(vars(args) | {"bn_splits": 1}))
-    makers = {"ours": lambda: our_step(device, args, run, plan, views)}
+    makers = {"ours": lambda: our_step(device, args, run, plan, images)}
     if original_has(args, plan):
-        makers["original"] = lambda: the_originals_step(device, args, views[:3])
+        makers["original"] = lambda: the_originals_step(device, args, list(views.values())[:3])
     if args.bn_splits > 1 and not args.skip_splits:
-        makers["one_group"] = lambda: our_step(device, plain, run, plan, views)
+        makers["one_group"] = lambda: our_step(device, plain, run, plan, images)
     gc.collect()  # frees what the previous row has left
     before, steps = allocated(device), {}
     for name, make in makers.items():
@@ -232,12 +233,12 @@ def measure(device, args, run, baseline, task):
         result[name] = ratio(rates[a], rates[b]) if a in rates and b in rates else None
     result["cost"] = result["cost"] if baseline else 1.0
     result["memory_gb"] = memory
-    images = torch.cat([view.flatten() for part in views[2:] for view in part])
+    sent_images = torch.cat([view.flatten() for view in (*views["im_k"], *views["im_k_mini"])])
     # Many calls, since each shuffle differs.
-    calls = max(1, min(6_000, 2**30 // (images.numel() // n * 4)) // args.total_batch)
+    calls = max(1, min(6_000, 2**30 // (sent_images.numel() // n * 4)) // args.total_batch)
     sent = {name: traffic(step, 2) for name, step in steps.items()}
-    sent["image_ours"] = traffic(measuring.shuffle_of(*views[2:], args.bn_splits), calls)
-    sent["image_original"] = traffic(lambda: gather(images), 5) if "original" in steps else None
+    sent["image_ours"] = traffic(measuring.shuffle_of(views["im_k"], views["im_k_mini"], args.bn_splits), calls)
+    sent["image_original"] = traffic(lambda: gather(sent_images), 5) if "original" in steps else None
     for what, prefix in (("step", ""), ("image", "image_")):
         a, b = sent[f"{prefix}ours"], sent.get(f"{prefix}original")
         result[f"{what}_bytes"], result[f"{what}_bytes_over_original"] = a, a / b if a and b else None
@@ -250,14 +251,14 @@ def ratio(a, b):
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
-def our_step(device, args, run, plan, views):
+def our_step(device, args, run, plan, images):
     """A function that takes one step of main_moco.py."""
     model, optimizer = main_moco.build(args, device)
     scaler, step = grad_scaler(device, args.precision), count()
     batch = args.total_batch // run.world
     net = data_parallel(model, device, lambda net: main_moco.noise_loss(plan, args.precision, net, batch))
     net.train()
-    return lambda: main_moco.train_step(net, optimizer, scaler, views, next(step), args.precision)
+    return lambda: main_moco.train_step(net, optimizer, scaler, plan, images, next(step), args.precision)
 
 
 def the_originals_step(device, args, views):

@@ -60,9 +60,9 @@ def parse_design(text):
     if name not in DESIGNS or (colon and side not in SIDES):
         wrong, known = (side, SIDES) if name in DESIGNS else (name, DESIGNS)
         similar = nearest(wrong.replace("-", "_"), known)
-        guess = f"did you mean {similar}? " if similar else ""
+        guess = f" (did you mean {similar}?)" if similar else ""
         raise ValueError(
-            f"{text!r} is not NAME or NAME:SIDE; {guess}The names are {', '.join(DESIGNS)}; the sides are "
+            f"{text!r} is not NAME or NAME:SIDE{guess}; the names are {', '.join(DESIGNS)}; the sides are "
             f"{', '.join(SIDES)}"
         )
     return name, side or DESIGNS[name].side

@@ -198,7 +198,7 @@ def metadata(source, encoder):
         "run": run_of(checkpoint),
         "epoch": checkpoint.get("epoch", "unknown"),
         "step": checkpoint.get("step", 0),
-        "designs": ", ".join(designs) or ("none" if known else "unknown"),
+        "designs": designs or ("none" if known else "unknown"),
         "crop_size": source.crop_size,
         "mean": MEAN,
         "std": STD,

@@ -141,10 +141,10 @@ class Side:
 
     Attributes:
         full: the full-size views, at least one. mini: the small views.
-        averaged: whether the encodings of the full-size views are averaged. Several such views need it.
+        averaged: whether the encodings of the full-size views are averaged (MeanEnc).
 
     Raises:
-        ValueError: a tuple is not of that form, or several full-size views are not averaged.
+        ValueError: a tuple is not of that form.
     """
 
     full: tuple
@@ -161,8 +161,11 @@ class Side:
             if len(sizes := {view.size: None for view in views}) > 1:
                 sizes = " and ".join(map(str, sizes))
                 raise ValueError(f"the {name} of a Side has views of {sizes} px, but all of them must have one size")
-        if len(self.full) > 1 and not self.averaged:
-            raise ValueError(f"a Side has {len(self.full)} full-size views, but must then be averaged")
+
+    @property
+    def encodings(self):
+        """The number of encodings of the full-size views."""
+        return 1 if self.averaged else len(self.full)
 
     def __str__(self):
         full, mini = _count(self.full), _count(self.mini)
@@ -180,10 +183,18 @@ SIDES = ("source", "target", "both")  # where a design can be
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """What both sides see of an image: two Sides of one kind, so that a design can be on either of them."""
+    """What both sides see of an image: two Sides of one kind, so that a design can be on either of them.
+
+    Raises:
+        ValueError: the target has several full-size views that are not averaged; a query has only one key.
+    """
 
     source: Side
     target: Side
+
+    def __post_init__(self):
+        if self.target.encodings > 1:
+            raise ValueError(f"the target has {len(self.target.full)} full-size views, so they must be averaged")
 
     @property
     def views(self):
@@ -196,10 +207,11 @@ class ViewPlan:
         return self.source.mini + self.target.mini
 
     def split(self, views):
-        """Splits a list in the order of `self.views` into four: im_q, im_q_mini, im_k, im_k_mini of `MoCo.forward`."""
-        parts = (self.source.full, self.source.mini, self.target.full, self.target.mini)
+        """Splits a list in the order of `self.views` into the arguments of `MoCo.forward`, a dict of lists."""
+        parts = {"im_q": self.source.full, "im_q_mini": self.source.mini}
+        parts |= {"im_k": self.target.full, "im_k_mini": self.target.mini}
         rest = iter(views)
-        return tuple([next(rest) for _ in part] for part in parts)
+        return {name: [next(rest) for _ in part] for name, part in parts.items()}
 
     def change(self, side, function):
         """A copy of the plan in which `function`, from Side to Side, has changed what `side`, one of SIDES, sees."""

@@ -1,4 +1,4 @@
-"""The target's synchronised BN against plain BN over the joined batch, and on a GPU against SyncBatchNorm."""
+"""AsymBN's synchronised BN against plain BN over the joined batch, and on a GPU against torch's SyncBatchNorm."""
 
 from datetime import timedelta
 
@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import nn
 
 import moco.distributed
-from moco.asymmetry.asym_bn import SyncTargetBatchNorm1d, check_group, synchronize_projector
+from moco.asymmetry.asym_bn import SyncBatchNorm1d, check_group, synchronize_projector
+from moco.batchnorm import views_apart
 from tests.gpu_checks import check_rank
 from tests.ranks import run_ranks
 
@@ -69,7 +70,7 @@ def test_a_group_counts_bn_groups_across_processes_or_within_one(world, splits, 
 
 
 def test_of_one_process_is_plain_bn_and_eval_uses_the_running_statistics():
-    sync, plain = randomised(SyncTargetBatchNorm1d(C)).requires_grad_(False), randomised(nn.BatchNorm1d(C))
+    sync, plain = randomised(SyncBatchNorm1d(C)).requires_grad_(False), randomised(nn.BatchNorm1d(C))
     x = inputs(1, 0).float()
     torch.testing.assert_close(sync(x), plain(x))
     torch.testing.assert_close(sync.eval()(x), plain.eval()(x))
@@ -105,44 +106,83 @@ def test_a_projector_in_which_asym_bn_would_change_nothing_is_refused():
         synchronize_projector(nn.Sequential(nn.BatchNorm1d(3)), 0, splits=4)
 
 
-def test_on_the_source_it_stops_instead_of_detaching_the_backbone():
-    source = nn.Sequential(nn.Linear(4, C), SyncTargetBatchNorm1d(C))
-    x = torch.randn(6, 4)
-    with pytest.raises(
-        RuntimeError, match=r"AsymBN's SyncTargetBatchNorm1d returns no gradient, so .* not be trained"
+def source_on_a_rank(world, size, splits, views):
+    """What one rank computes for its rows of each view."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    projector = synchronize_projector(nn.Sequential(randomised(nn.BatchNorm1d(C)).double()), size, splits)
+    parts = [inputs(world * splits, step).chunk(world)[rank] for step in range(views)]
+    return differentiated_rows(projector[0], parts, rank, world), projector[0].state_dict()
+
+
+def differentiated_rows(bn, parts, rank, world):
+    """Gradients of the sum over all ranks of each rank's loss, which weighs every number of the global batch."""
+    x = torch.cat(parts).requires_grad_()
+    with views_apart(nn.Sequential(bn), len(parts)):
+        y = bn(x)
+    weights = [loss_weights(view, world * len(part)).chunk(world)[rank] for view, part in enumerate(parts)]
+    (y * torch.cat(weights)).sum().backward()
+    return y.detach(), x.grad, bn.weight.grad, bn.bias.grad
+
+
+def loss_weights(view, rows):
+    return torch.linspace(-1, 2 + view, rows * C, dtype=torch.float64).view(rows, C).sin()
+
+
+@pytest.mark.parametrize("world, splits, size", [(1, 1, 8), (1, 4, 2), (2, 1, 8), (4, 1, 2), (2, 2, 4)])
+@pytest.mark.parametrize("views", [1, 3])
+def test_on_the_source_its_gradients_are_those_of_plain_bn_over_the_group(world, splits, size, views):
+    arguments = world, size, splits, views
+    ranks = run_ranks(source_on_a_rank, world, *arguments) if world > 1 else [source_on_a_rank(*arguments)]
+    members = min(size, world * splits)
+    bns = [randomised(nn.BatchNorm1d(C).double()) for _ in range(world * splits // members)]
+    expected = []  # of each view: outputs and gradients of the global batch
+    for view in range(views):
+        x = inputs(world * splits, view).requires_grad_()
+        y = torch.cat([bn(part) for bn, part in zip(bns, x.split(N * members), strict=True)])
+        (y * loss_weights(view, len(x))).sum().backward()
+        expected.append((y.detach(), x.grad))
+    for i, name in enumerate(("output", "gradient")):
+        got = [torch.cat(rows) for rows in zip(*(rank[0][i].chunk(views) for rank in ranks), strict=True)]
+        for view in range(views):
+            torch.testing.assert_close(got[view], expected[view][i], rtol=1e-12, atol=1e-12, msg=f"{name} {view}")
+    for i, parameter in ((2, "weight"), (3, "bias")):
+        ours, theirs = sum(rank[0][i] for rank in ranks), sum(getattr(bn, parameter).grad for bn in bns)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for name, tensor in bns[0].state_dict().items():
+        torch.testing.assert_close(ranks[0][1][name], tensor, rtol=1e-12, atol=1e-12)
+
+
+def test_parts_must_be_equal():
+    bn = SyncBatchNorm1d(C)
+    with (
+        views_apart(nn.Sequential(bn), 2),
+        pytest.raises(ValueError, match="a batch of 5 can't be normalised in 2 equal"),
     ):
-        source(x)
-    with torch.no_grad():
-        assert not source(x).requires_grad  # as the target runs
-    source[0].requires_grad_(False)
-    with pytest.raises(RuntimeError, match="returns no gradient"):  # its own parameters would not be trained
-        source(x)
-    assert source.requires_grad_(True).eval()(x).requires_grad
-    assert not source.requires_grad_(False).train()(x).requires_grad
+        bn(torch.randn(5, C))
 
 
 def both_kinds_on_one_gpu():
-    """Two processes share the device, so the group is gloo's."""
-    rank, outputs = dist.get_rank(), []
-    kinds = [randomised(SyncTargetBatchNorm1d(C)).cuda(), randomised(nn.SyncBatchNorm(C)).cuda()]
-    kinds[0].requires_grad_(False)
+    """Outputs, gradients and buffers of both; two processes share the device, so the group is gloo's."""
+    rank, results = dist.get_rank(), []
+    kinds = [randomised(SyncBatchNorm1d(C)).cuda(), randomised(nn.SyncBatchNorm(C)).cuda()]
     for step in range(STEPS):
-        x = inputs(2, step)[rank * N : (rank + 1) * N].float().cuda()
-        outputs.append([bn(x).detach().cpu() for bn in kinds])
-    return outputs, [{n: t.cpu() for n, t in bn.state_dict().items()} for bn in kinds]
+        for bn in kinds:
+            x = inputs(2, step)[rank * N : (rank + 1) * N].float().cuda().requires_grad_()
+            bn.zero_grad()
+            y = bn(x)
+            (y * loss_weights(step, N).float().cuda()).sum().backward()
+            results.append([z.detach().cpu() for z in (y, x.grad, bn.weight.grad, bn.bias.grad)])
+    return results, [{n: t.cpu() for n, t in bn.state_dict().items()} for bn in kinds]
 
 
 def test_its_groups_have_the_time_out_of_the_run(monkeypatch):
     monkeypatch.setattr(moco.distributed, "_timeout", timedelta(seconds=77))
-    _, nccl = check_rank(("AsymBN",), world=8, rank=3, group=2)
+    _, nccl = check_rank(("asym_bn:target",), world=8, rank=3, group=2)
     assert nccl.groups == [(2, timedelta(seconds=77))] * 4
 
 
 @pytest.mark.gpu
 def test_equals_sync_batch_norm():
-    for outputs, (ours, theirs) in run_ranks(both_kinds_on_one_gpu, 2):
-        for a, b in outputs:
-            torch.testing.assert_close(a, b)
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            torch.testing.assert_close(ours[name], theirs[name])
+    for results, (ours, theirs) in run_ranks(both_kinds_on_one_gpu, 2):
+        torch.testing.assert_close(results[0::2], results[1::2])
+        torch.testing.assert_close(ours, theirs)

@@ -203,7 +203,7 @@ def test_the_scripts_accept_the_commands(name, tmp_path):
         place = words.index("--seconds")
         del words[place : place + 2]
         args = main_moco.build_parser().parse_args([".", *words])
-        designs, batch = main_moco.designs_on(args), int(name.rpartition("-")[2])
+        designs, batch = args.design, int(name.rpartition("-")[2])
         assert len(designs) == {"baseline": 0, "all": 5}.get(name.split("-")[1], 1)
         assert (args.batch_size, args.bn_splits) == (batch, batch // 32) and args.compile and args.precision == "bf16"
     else:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import main_moco
+from moco.engine.design_flags import PAPER_SIDES
 from moco.engine.determinism import set_determinism
 from tests.tiny_net import use_tiny_net
 
@@ -65,7 +66,7 @@ def test_compiled_kernels_are_not_chosen_by_their_time(plain):
 @pytest.mark.gpu
 @pytest.mark.parametrize("flags", [[], ["--augment-on", "device", "--precision", "bf16"], ["--fast"]])
 def test_on_a_gpu_a_resumed_run_repeats_the_whole_one(flags, imagenet, tmp_path, call, plain):
-    designs = [f"--{option.replace('_', '-')}" for option in main_moco.DESIGNS.values()]
+    designs = [word for design in PAPER_SIDES for word in ("--design", design)]
     flags = [*flags, *designs, "--mini-crop-size", "16", "--deterministic"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert call(main_moco.main, *words(imagenet, whole, *flags))[0] == 0

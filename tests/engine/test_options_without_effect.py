@@ -11,9 +11,9 @@ from moco.engine.options_without_effect import REASONS, TRAINING, notes
     "script, flags, alone, reasons",
     [
         (main_moco, "", True, []),
-        (main_moco, "--asym-bn-group 4", True, ["--asym-bn-group has no effect without --enable-asym-bn"]),
+        (main_moco, "--asym-bn-group 4", True, ["--asym-bn-group has no effect without the design asym_bn"]),
         (main_moco, "--asym-bn-group 4 --enable-asym-bn", True, []),
-        (main_moco, "--mini-crop-size 64", True, ["--mini-crop-size has no effect without --enable-multicrop"]),
+        (main_moco, "--mini-crop-size 64", True, ["--mini-crop-size has no effect without the design multicrop"]),
         (main_moco, "--mini-crop-size 64 --enable-multicrop", True, []),
         (main_moco, "--epochs 2 --keep 2", True, ["--keep has no effect since the run has no more epochs than that"]),
         (main_moco, "--epochs 1 --keep 1", True, ["--keep has no effect since the run has no more epochs than that"]),

@@ -131,7 +131,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(step, place, imagenet, t
     train_step = main_moco.train_step
 
     def stopping(*args):
-        if args[4] == step:
+        if args[5] == step:
             interrupt(signal.SIGTERM)
         return train_step(*args)
 
@@ -155,7 +155,7 @@ def test_a_signal_in_the_last_step_of_all_lets_the_run_end(imagenet, tmp_path, m
     train_step = main_moco.train_step
 
     def stopping(*args):
-        if args[4] == 11:
+        if args[5] == 11:
             interrupt(signal.SIGTERM)
         return train_step(*args)
 

@@ -15,13 +15,13 @@ def test_only_flags_that_change_results_are_stored(imagenet, tmp_path):
     stored = result_options(args)
     assert set(stored) == {
         *("arch", "stem", "recipe", "epochs", "lr", "momentum", "weight_decay", "seed", "crop_size", "total_batch"),
-        *("moco_dim", "moco_k", "moco_m", "moco_t", "images", "asym_bn_group", "enable_multicrop", "enable_scalemix"),
+        *("moco_dim", "moco_k", "moco_m", "moco_t", "images", "asym_bn_group", "design"),
         *("augment_on", "precision", "compile", "bn_splits", "deterministic"),
-        *("enable_asym_aug", "enable_asym_bn", "enable_mean_encoding"),
     }
+    assert stored["design"] == ["asym_bn:target"]
     assert stored["total_batch"] == 8 and stored["images"] == len(folder) == 96 and launch.local == 2
     assert math.isfinite(stored["seed"])
     # A flag of a design that is off changes nothing.
-    args.enable_asym_bn, args.enable_multicrop = False, True
+    args.design = ["multicrop:both"]
     assert {"mini_crop_size"} == set(result_options(args)) - set(stored)
     assert "asym_bn_group" not in result_options(args)

@@ -52,7 +52,7 @@ def test_flags_stand_before_or_after_the_folder_and_have_mocos_short_forms():
     flags += ["--enable-mean-encoding", "-a", "resnet18", "-j", "3", "-b", "8", "--wd", "0.1", "-p", "2"]
     before, after = parse([*flags, "D"]), parse(["D", *flags])
     assert before == after == parse(["D", *(f.replace("asymm", "asym") for f in flags)])
-    assert before.enable_asym_aug and before.weight_decay == 0.1 and before.workers == 3
+    assert before.design[2] == "asym_aug:source" and before.weight_decay == 0.1 and before.workers == 3
     long = ["--arch", "resnet18", "--workers", "3", "--batch-size", "8", "--weight-decay", "0.1", "--print-freq", "2"]
     assert parse(["D", *flags[:5], *long]) == before
     assert parse(["D", "--learning-rate", "2"]).lr == 2

@@ -1,6 +1,5 @@
 """The tensor path against the PIL path: each operation, whole recipes, distributions; the same draws for both."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +15,7 @@ from moco.asymmetry.scalemix import mix_box, scalemix_plan
 from moco.views import augment_on_device
 from moco.views.augment_on_device import Layout, apply, apply_recipes, crop_resized
 from moco.views.augment_with_pillow import apply_recipe, render
-from moco.views.augmentation_recipes import View, baseline_plan
+from moco.views.augmentation_recipes import Side, View, ViewPlan, baseline_plan
 from moco.views.normalize import STD, normalize_images
 from moco.views.pillow_ops_as_tensors import box_kernel, gaussian_blur
 from moco.views.randaugment import ARGUMENTS, NAMES, Operation
@@ -134,7 +133,7 @@ def plans():
     named = {"baseline": base, "multicrop": multicrop_plan(base, 24), "scalemix": scalemix_plan(base)}
     named |= {"asym_aug": asym_aug_plan(base), "mean_encoding": mean_encoding_plan(base), "all": every}
     mixed, small = (View(size, mix_box=mix_box) for size in (48, 24))
-    return named | {"every view is mixed": replace(base, source=(mixed,), target=(mixed,), mini=(small,))}
+    return named | {"every view is mixed": ViewPlan(Side((mixed,), (small,)), Side((mixed,), (small,)))}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -217,7 +216,7 @@ def test_mixed_views_show_the_other_draws_box():
     flat = [
         Draw(Crop(0, 0, 40, 50), box=(3, 5, 9, 24), other=Draw(Crop(0, 0, 40, 50), operations=(Operation("Invert"),)))
     ]
-    layout = Layout(plan.source)
+    layout = Layout(plan.source.full)
     crops = {24: torch.empty(1, 2, 24, 24, 3, dtype=torch.uint8)}
     layout.crop(TF.pil_to_tensor(image).permute(1, 2, 0).contiguous(), flat, {24: crops[24][0]})
     (view,) = layout.finish(crops, torch.tensor([layout.rows_of(flat)]))
@@ -233,7 +232,7 @@ def test_mixed_views_show_the_other_draws_box():
 def test_torch_compile_takes_it(device, backend):
     plan = plans()["asym_aug"]
     rng = np.random.default_rng(0)
-    view = plan.source[0]
+    view = plan.source.full[0]
     draws = [draw_view(view, 48, 48, rng.random(uniforms_needed(view)).tolist()) for _ in range(24)]
     rows = torch.tensor([row_of(d) for d in draws])
     operations, images, arguments, _ = zip(*steps_of(rows, 48, 48), strict=True)

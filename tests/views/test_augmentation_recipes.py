@@ -1,7 +1,7 @@
 """The bounds of a recipe, and the designs as functions from plan to plan."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import permutations
 
 import pytest
@@ -13,6 +13,7 @@ from moco.asymmetry.scalemix import mix_box, scalemix_plan
 from moco.views.augmentation_recipes import (
     DEFAULTS,
     RULES,
+    Side,
     View,
     ViewPlan,
     baseline_plan,
@@ -23,41 +24,72 @@ from moco.views.augmentation_recipes import (
 DESIGNS = [multicrop_plan, scalemix_plan, asym_aug_plan, mean_encoding_plan]
 
 
-def test_each_design_changes_its_own_side():
+FULL, RESCALED, SMALL = View(224, (0.2, 1.0)), View(224, (0.14, 1.0)), View(96, (0.05, 0.14))
+MIXED, STRONGER = View(mix_box=mix_box), View(randaugment=True)
+WEAKER = View(scale=(0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0)
+# What a design makes of a side that it is on, and of the other side.
+CHANGES = {
+    multicrop_plan: (Side((RESCALED,), (SMALL,) * 6), Side((RESCALED,))),
+    scalemix_plan: (Side((MIXED,)), Side((FULL,))),
+    asym_aug_plan: (Side((STRONGER,)), Side((WEAKER,))),
+    mean_encoding_plan: (Side((FULL,) * 2, averaged=True), Side((FULL,))),
+}
+
+
+@pytest.mark.parametrize("design, sides", CHANGES.items(), ids=[design.__name__ for design in CHANGES])
+def test_each_design_changes_the_side_that_it_is_on(design, sides):
     base = baseline_plan()
-    assert base.source == base.target == (View(224, (0.2, 1.0)),) and base.mini == ()
-    multicrop = multicrop_plan(base)
-    assert multicrop.source == multicrop.target == (View(224, (0.14, 1.0)),)
-    assert multicrop.mini == (View(96, (0.05, 0.14)),) * 6
+    assert base == ViewPlan(Side((FULL,)), Side((FULL,))) and base.mini == ()
+    on, other = sides
+    assert design(base, side="source") == ViewPlan(on, other)
+    assert design(base, side="target") == ViewPlan(other, on)
+    assert design(base, side="both") == ViewPlan(on, on)
+    assert design(base) == design(base, side="target" if design is mean_encoding_plan else "source")
+
+
+def test_the_small_views_are_in_proportion():
     assert [multicrop_plan(baseline_plan(size)).mini[0].size for size in (32, 112, 1)] == [14, 48, 1]
-    mixed = scalemix_plan(base)
-    assert mixed.source == (View(mix_box=mix_box),) and mixed.target == base.target
-    asym = asym_aug_plan(base)
-    assert asym.source == (View(randaugment=True),)
-    assert asym.target == (View(scale=(0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0),)
-    mean = mean_encoding_plan(base)
-    assert mean.target == base.target * 2 and mean.source == base.source
 
 
-def test_designs_commute():
+@pytest.mark.parametrize("aug, weak", [("source", "target"), ("target", "source"), ("both", "")])
+@pytest.mark.parametrize("other", ["source", "target", "both"])
+def test_designs_commute(aug, weak, other):
+    designs = dict.fromkeys(DESIGNS, other) | {asym_aug_plan: aug}
     results = set()
-    for order in permutations(DESIGNS):
+    for order in permutations(designs):
         plan = baseline_plan()
         for design in order:
-            plan = design(plan)
+            plan = design(plan, side=designs[design])
         results.add(plan)
     (plan,) = results
-    assert plan.source == (View(224, (0.14, 1.0), randaugment=True, mix_box=mix_box),)
-    assert plan.target == (View(224, (0.08, 1.0), jitter_p=0, gray_p=0, blur_p=0),) * 2
-    assert plan.mini == (View(96, (0.05, 0.14)),) * 6
+    for name, side in (("source", plan.source), ("target", plan.target)):
+        on = other in (name, "both")
+        view = WEAKER if name == weak else View(224, (0.14, 1.0), randaugment=True)
+        view = replace(view, mix_box=mix_box if on else None)
+        assert side == Side((view,) * (2 if on else 1), (SMALL,) * (6 if on else 0), averaged=on)
 
 
-def test_the_words_tell_every_design_apart():
+def test_a_plan_splits_the_views_of_an_image_as_the_model_takes_them():
+    plan = mean_encoding_plan(multicrop_plan(baseline_plan(48), 24, side="both"))
+    names = [f"q{i}" for i in range(7)] + [f"k{i}" for i in range(8)]
+    assert [view.size for view in plan.views] == [48, *[24] * 6, 48, 48, *[24] * 6]
+    views = plan.split(names)
+    assert list(views.items()) == [
+        ("im_q", names[:1]),
+        ("im_q_mini", names[1:7]),
+        ("im_k", names[7:9]),
+        ("im_k_mini", names[9:]),
+    ]
+
+
+def test_the_words_tell_every_design_and_side_apart():
     base = baseline_plan()
-    lines = {str(plan) for plan in [base, *(design(base) for design in DESIGNS)]}
-    assert len(lines) == 5
+    sides = ("source", "target", "both")
+    lines = {str(plan) for plan in [base, *(design(base, side=side) for design in DESIGNS for side in sides)]}
+    assert len(lines) == 13
     for line in lines:
         assert line.startswith("source: ") and " | target: " in line and "\n" not in line
+    assert str(mean_encoding_plan(base)).endswith(f"| target: mean of 2 x [{FULL}]")
 
 
 RECIPE = {"jitter": (0.8, 0.8, 0.8, 0.2), "blur_p": 0.0, "flip_p": 0.0, "ratio": (1.0, 1.0)}
@@ -72,10 +104,10 @@ def test_a_changed_recipe_is_that_of_every_view_but_for_the_designs_own_fields()
                 plan = design(plan)
             results.add(plan)
         (plan,) = results
-        assert plan.source == (View(48, scale, **RECIPE, randaugment=True, mix_box=mix_box),)
-        assert plan.mini == (View(24, (0.05, 0.14), **RECIPE),) * 6
+        strong = View(48, scale, **RECIPE, randaugment=True, mix_box=mix_box)
+        assert plan.source == Side((strong,), (View(24, (0.05, 0.14), **RECIPE),) * 6)
         weak = {**RECIPE, "jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0}
-        assert plan.target == (View(48, (0.08, 1.0), **weak),) * 2
+        assert plan.target == Side((View(48, (0.08, 1.0), **weak),) * 2, averaged=True)
 
 
 def test_the_words_show_what_differs_from_moco_v2():
@@ -182,17 +214,23 @@ def test_every_field_has_a_rule_and_the_bounds_themselves_are_allowed():
 
 
 @pytest.mark.parametrize(
-    "sides, message",
+    "side, message",
     [
-        ((View(), (View(),)), "the source of a ViewPlan is View"),
-        (((View(),), [View()]), "the target of a ViewPlan is "),
-        (((View(),), (224,)), r"the target of a ViewPlan is \(224,\), but must be a tuple of Views"),
-        (((), (View(),)), "the source of a ViewPlan is empty"),
-        (((View(),), ()), "the target of a ViewPlan is empty"),
-        (((View(32), View(24)), (View(),)), "the source of a ViewPlan has views of 32 and 24 px"),
-        (((View(),), (View(),), (View(9), View(8))), "the mini of a ViewPlan has views of 9 and 8 px"),
+        ((View(),), "the full of a Side is View"),
+        (([View()],), "the full of a Side is "),
+        (((224,),), r"the full of a Side is \(224,\), but must be a tuple of Views"),
+        (((),), "the full of a Side is empty"),
+        (((View(32), View(24)),), "the full of a Side has views of 32 and 24 px"),
+        (((View(),), (View(9), View(8))), "the mini of a Side has views of 9 and 8 px"),
     ],
 )
-def test_a_plan_whose_views_can_not_be_encoded_together_is_refused(sides, message):
+def test_a_side_whose_views_can_not_be_encoded_together_is_refused(side, message):
     with pytest.raises(ValueError, match=message):
-        ViewPlan(*sides)
+        Side(*side)
+
+
+def test_several_views_of_the_target_must_be_averaged():
+    two = (View(), View())
+    assert ViewPlan(Side(two), Side(two, averaged=True)).source.encodings == 2
+    with pytest.raises(ValueError, match="the target has 2 full-size views, so they must be averaged"):
+        ViewPlan(Side(two), Side(two))
