@@ -15,6 +15,7 @@ import main_lincls
 import main_moco
 from moco.data.file_list import ImageFolder
 from moco.data.sampler import EpochBatchSampler
+from moco.engine.design_flags import PAPER_SIDES
 from moco.engine.json_log import git_commit
 from tests import readme
 from tests.ranks import run_program, run_script
@@ -103,11 +104,11 @@ def test_torchrun_starts_it(imagenet, tmp_path):
     assert saved["options"]["seed"] == seed
 
 
-def all_designs(imagenet, output_dir, world, *more, tiny=False):
-    """Runs main_moco.py with all designs on `world` processes; returns what it printed."""
+def all_designs(imagenet, output_dir, world, *more, tiny=False, designs=PAPER_SIDES):
+    """Runs main_moco.py with all `designs` on `world` processes; returns what it printed."""
     words = ["-a", "resnet18", "--crop-size", "32", "--mini-crop-size", "16", "-b", "48", "--moco-k", "100"]
     words += ["--epochs", "3", "--moco-m", "0.9", "--output-dir", str(output_dir), str(imagenet), *more]
-    words += [word for word in RECIPES[6] if word.startswith("--enable")]
+    words += [word for design in designs for word in ("--design", design)]
     return run_script("main_moco", world, words, tiny)
 
 
@@ -117,8 +118,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_overwrites_nothing(imagenet,
 
     def breaking(*args):
         loss, *accuracies = step(*args)
-        seen.append(args[4])
-        return (loss * math.nan if args[4] == 5 else loss), *accuracies
+        seen.append(args[5])
+        return (loss * math.nan if args[5] == 5 else loss), *accuracies
 
     monkeypatch.setattr(main_moco, "train_step", breaking)
     words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "24", "--moco-k", "64", "-j", "0", "-p", "10"]

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import main_moco
+from moco.engine.design_flags import PAPER_SIDES
+from tests.gpu_checks import BOTH, OTHER
 from tests.test_main_moco import all_designs
 from tests.tiny_net import use_tiny_net
 
@@ -15,15 +17,18 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "world, arch",
-    [(1, "tiny"), (2, "shufflenet_v2_x0_5"), *(pytest.param(n, "resnet18", marks=SLOW) for n in (1, 4))],
+    "world, arch, designs",
+    [
+        *[(1, "tiny", PAPER_SIDES), (1, "tiny", BOTH), (2, "tiny", OTHER), (2, "shufflenet_v2_x0_5", PAPER_SIDES)],
+        *(pytest.param(n, "resnet18", PAPER_SIDES, marks=SLOW) for n in (1, 4)),
+    ],
 )
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, arch, imagenet, tmp_path):
-    tiny = arch == "tiny"
-    more = [] if tiny else ["-a", arch]
-    all_designs(imagenet, tmp_path / "whole", world, "-j", "0", "--seed", "5", *more, tiny=tiny)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, arch, designs, imagenet, tmp_path):
+    how = {"tiny": arch == "tiny", "designs": designs}
+    more = [] if arch == "tiny" else ["-a", arch]
+    all_designs(imagenet, tmp_path / "whole", world, "-j", "0", "--seed", "5", *more, **how)
     start = tmp_path / "whole" / "checkpoint__0000.pth.tar"
-    all_designs(imagenet, tmp_path / "resumed", world, "-j", "4", "--resume", str(start), *more, tiny=tiny)
+    all_designs(imagenet, tmp_path / "resumed", world, "-j", "4", "--resume", str(start), *more, **how)
     assert not (tmp_path / "resumed" / "checkpoint__0000.pth.tar").exists()
     a, b = (torch.load(tmp_path / run / "checkpoint__0002.pth.tar", weights_only=True) for run in ("whole", "resumed"))
     for name, tensor in a["state_dict"].items():
@@ -117,7 +122,7 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys, monkeypatch):
     assert "--epochs is 3" in refused("--epochs", "3")
     assert "--seed is 2, but" in refused("--seed", "2")
     assert "--start-epoch is 0, but the checkpoint" in refused("--start-epoch", "0")
-    assert "--enable-mean-encoding is True" in refused("--enable-mean-encoding")
+    assert "--design is mean_encoding:target, but the" in refused("--enable-mean-encoding")
     assert "--batch-size times the nodes is 24" in refused("-b", "24")
     assert "has the shape (128, 64)" in refused("--moco-k", "96", "--force")
     assert "--arch resnet18, not resnet34" in refused("-a", "resnet34", "--force")
@@ -133,6 +138,14 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys, monkeypatch):
     assert "before the resume" not in run(*elsewhere, "--bn-splits", "2")
     assert "--bn-splits is 2, but the checkpoint" in refused("--bn-splits", "2")
     assert "--precision is bf16, but the checkpoint" in refused("--precision", "bf16")
+    older = torch.load(tmp_path / "checkpoint__0000.pth.tar", weights_only=True)
+    del older["options"]["design"]  # from when each design was a flag of its own
+    older["options"] |= {"enable_asym_bn": True, "enable_multicrop": False}
+    torch.save(older, tmp_path / "older.pth.tar")
+    elsewhere = ["--resume", str(tmp_path / "older.pth.tar"), "--output-dir", str(tmp_path / "older")]
+    assert "1 of 2 epochs are done" in run(*elsewhere, "--enable-asym-bn")
+    assert "--design is none, but" in refused(*elsewhere)
+    assert "was trained with asym_bn:target" in refused(*elsewhere, "--design", "asym_bn:both")
     log = run("--resume", str(tmp_path / "checkpoint__0001.pth.tar"), "--force")
     assert "2 of 2 epochs are done" in log and "Epoch: [" not in log
 
