@@ -192,3 +192,12 @@ def test_steps_count_themselves_and_are_not_saved():
     model(im, [], im, step=10)
     assert model.step == 11
     assert not any("step" in name for name in model.state_dict())
+
+
+def test_a_batch_that_the_groups_do_not_divide_is_refused():
+    """With two averaged views, the groups would divide the number of rows."""
+    model, im = MoCo(TinyNet, DIM, K, bn_splits=2, mean_source=True), torch.randn(3, 3, 12, 12)
+    with pytest.raises(ValueError, match="a batch of 3 can't be normalised in 2 equal parts"):
+        model([im, im], [], [im, im])
+    with pytest.raises(ValueError, match="MoCo's asym_bn_on is 'left', but must be one of source, target, both"):
+        MoCo(TinyNet, DIM, K, asym_bn_on="left")
