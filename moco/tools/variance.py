@@ -25,6 +25,7 @@ from dataclasses import replace
 from moco.batchnorm import check_splits
 from moco.data.file_list import ImageFolder
 from moco.data.image_places import VAL, place_of, training_images
+from moco.data.passed_over_files import plural
 from moco.distributed import rank
 from moco.engine.checkpoint_format import bn_batch_of
 from moco.engine.command_line import SEED, number, output_file
@@ -99,7 +100,7 @@ def images_to_use(folder, wanted):
     least = wanted or 2
     if len(folder) < least:
         rule = f"fewer than --images {wanted}; give fewer" if wanted else "but a variance needs 2 or more; add images"
-        raise ValueError(f"{folder.root!r} has {len(folder)} images, {rule}")
+        raise ValueError(f"{folder.root!r} has {plural(len(folder), 'image')}, {rule}")
     return least if wanted else len(folder)
 
 

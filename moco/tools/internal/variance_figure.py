@@ -40,11 +40,12 @@ def draw(results, title):
     errors = [one["standard_error"] / base for one in results.values()]
     axis.barh(places, ratios, xerr=errors, color=BLUE, ecolor=GREY, height=0.6, label="measured, with standard error")
     axis.axvline(1, color=GREY, linestyle="--", linewidth=1, zorder=0)
-    for place, ratio, error in zip(places, ratios, errors, strict=True):
-        axis.text(ratio + error, place, f" {ratio:.2f}", va="center", fontsize=8)
     theirs = [(PAPER[name], place) for place, name in enumerate(results) if name in PAPER]
+    for ratio, place in theirs:
+        axis.text(ratio, place - 0.42, f"{ratio:.2f}", color=ORANGE, ha="center", fontsize=8)
     axis.plot(*zip(*theirs, strict=True), "D", color=ORANGE, markersize=6, label=PAPER_LABEL)
-    axis.set_yticks(places, [LABELS[name] for name in results], fontsize=9)
+    labels = [f"{LABELS[name]}   {ratio:.2f}" for name, ratio in zip(results, ratios, strict=True)]
+    axis.set_yticks(places, labels, fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.12 * max(*PAPER.values(), *map(sum, zip(ratios, errors, strict=True))))
     axis.set_xlabel("intra-image variance as a ratio to the baseline's", fontsize=9)
