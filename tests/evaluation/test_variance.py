@@ -165,9 +165,7 @@ def test_the_mean_of_two_encodings_has_the_variance_that_theory_says(share, monk
 def test_the_standard_error_is_that_of_the_mean_over_images(monkeypatch):
     found = [variances_of(x, ONE, monkeypatch)["one"] for x in noise(8, 1, 3200, 4).split(32, dim=2)]
     spread = np.std([one.variance for one in found], ddof=1)
-    assert np.mean([one.standard_error for one in found]) == pytest.approx(
-        spread, rel=0.25
-    )  # 100 samples of 32 images
+    assert np.mean([one.standard_error for one in found]) == pytest.approx(spread, rel=0.25)
 
 
 def test_batches(monkeypatch):
