@@ -32,7 +32,8 @@ from moco.engine.size_checks import check_views, settle_mini_size
 from moco.engine.startup_checks import check_model, check_training, parse_and_check, prepare_output
 from moco.engine.training_run import start_run
 from moco.engine.training_statistics import LearningMonitor, contrast_figures
-from moco.evaluation.knn_while_training import KnnWhileTraining, add_knn_flags, knn_folders
+from moco.evaluation.knn_while_training import knn_folders
+from moco.evaluation.while_training import EvaluationsWhileTraining, add_evaluation_flags
 from moco.loader import training_loader
 from moco.loss import blind_guess, contrastive_loss, noise_loss
 from moco.optim import cosine_lr, set_lr, sgd
@@ -59,7 +60,7 @@ def build_parser():
     help = "batch-norm groups per process; one process with N groups computes what N GPUs would"
     add("--bn-splits", metavar="N", default=1, type=some, help=help)
     add_design_flags(parser)
-    add_knn_flags(parser)
+    add_evaluation_flags(parser)
     return parser
 
 
@@ -120,10 +121,11 @@ def train(run, folder, *folders_of_knn):
     args = run.args
     plan = view_plan(args)
     guess = blind_guess(args.moco_k, len(plan.mini))
-    knn = KnnWhileTraining(run, folders_of_knn)
+    evaluations = EvaluationsWhileTraining(run, plan, folder, folders_of_knn)
     model, optimizer = build(args, run.device)
     loaded = load_backbone(args.init_from, args, model.encoder_q, model.encoder_k, flag="--init-from")
-    run.announce([folder, *folders_of_knn], *introduction(run, plan, guess), *loaded, *knn.introduction())
+    lines = *introduction(run, plan, guess), *loaded, *evaluations.introduction()
+    run.announce([folder, *folders_of_knn], *lines)
     net = run.prepare(model, optimizer, partial(noise_loss, plan, args.precision), fewest=2 * args.bn_splits)
     options = run.loader_options(folder)
     loader = training_loader(folder, plan.views, args.total_batch, args.seed, run.workers, **options)
@@ -133,7 +135,7 @@ def train(run, folder, *folders_of_knn):
         net.train()
         for step, images, _ in epoch.steps():
             epoch.report(*train_step(net, optimizer, run.scaler, plan, images, step, args.precision, epoch.prints))
-        epoch.save(knn=knn.measure(model.encoder_q, epoch))
+        epoch.save(figures=evaluations.measure(model.encoder_q, epoch))
     run.finish(knn_classification, linear_classification)
 
 

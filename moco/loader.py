@@ -48,13 +48,25 @@ def training_loader(
     Raises:
         BadImageError, TooManyBadImages, ImageReadError: during the iteration, if images can't be decoded or read.
     """
-    batches = EpochBatchSampler(len(folder), batch, seed, drop_last)
-    own = batch // world_size()
+    batches, own = EpochBatchSampler(len(folder), batch, seed, drop_last), batch // world_size()
+    return random_view_loader(folder, views, batches, own, seed, workers, augment_on, substitutes, room)
+
+
+def random_view_loader(
+    folder, views, batches, most, seed, workers, augment_on, substitutes=None, room=math.inf, **purpose
+):
+    """Makes a DataLoader of random views.
+
+    Args:
+        batches: a batch sampler, which yields lists of (epoch, index). most: images in its largest batch.
+        purpose: `purpose` and `persistent`, as `make_loader`.
+        The other arguments, the result and the errors are those of `training_loader`.
+    """
     dataset = (RandomViews if augment_on == "cpu" else RandomCrops)(folder, views, seed, substitutes)
-    size = pinned_bytes(dataset, own)
-    loader = make_loader(dataset, workers, size, room, batch_sampler=batches, collate_fn=already_a_batch)
+    size = pinned_bytes(dataset, most)
+    loader = make_loader(dataset, workers, size, room, **purpose, batch_sampler=batches, collate_fn=already_a_batch)
     if slots := slots_of(loader, size, room):
-        dataset.ring = BatchRing(dataset.empty, own, slots)
+        dataset.ring = BatchRing(dataset.empty, most, slots)
     return loader
 
 

@@ -8,13 +8,16 @@ import numpy as np
 import torch
 
 import main_lincls
+from moco.builder import add_projector
 from moco.data.view_datasets import CentralViews
 from moco.engine import preemption
 from moco.engine.preemption import StopListener
 from moco.evaluation.frozen_backbone import freeze
 from moco.evaluation.knn import knn_accuracy
 from moco.evaluation.validation_accuracy import validate
+from moco.evaluation.variance import Recipe, WholeBatches, needed_views, variances
 from moco.views import normalize
+from moco.views.augmentation_recipes import View
 from tests.fake_gpu import CUDA
 from tests.fake_nccl import FakeNCCL
 from tests.gpu_checks import FakeLoader, fake_gpu, pinned, tiny_net
@@ -115,3 +118,30 @@ def check_knn_waits(**how):
     waits, waited = check_knn(**how)
     assert not any(waited), f"waits between the batches: {waits}"
     assert len(waits) == 1, f"more than one wait: {waits}"
+
+
+def check_variance(precision=None, world=1):
+    """Measures the variance; raises AssertionError if the host waits between the first batch and the result."""
+    view, small = View(24), View(12)
+    recipes = {"mean": Recipe((view, view)), "small": Recipe((small,), synchronised=True)}
+    batches, views = WholeBatches(40, 16, 8, 4, seed=0), needed_views(recipes)
+    with contextlib.ExitStack() as stack:
+        gpu = stack.enter_context(fake_gpu())
+        if world > 1:
+            stack.enter_context(FakeNCCL(world, rank=1).installed())
+        loader = FakeLoader(
+            [
+                pinned(gpu, ([torch.empty(8, 3, v.size, v.size, dtype=torch.uint8) for v in views], torch.zeros(8)))
+                for _ in batches
+            ]
+        )
+        loader.batch_sampler, waited = batches, []
+        with gpu.waits_allowed():
+            network = add_projector(TinyNet(4)).to(CUDA)
+            normalize._constants(CUDA)
+        with gpu.waits_allowed() as waits:
+            before = len(gpu.waits)
+            done = lambda _: waited.append(len(gpu.waits) - before)  # noqa: E731
+            variances(network, 4, recipes, loader, "cpu", 2, CUDA, precision, done)
+    assert len(waited) == 8 // world and len(set(waited)) == 1, f"waits between the batches: {waits}"
+    assert len(waits) == waited[0] + 1, f"more than one wait after the batches: {waits}"

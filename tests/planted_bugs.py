@@ -33,6 +33,7 @@ CHECKS = {
     "probe": lambda c: c.check_waits([c.check_linear_classification()]),
     "ranks of the probe": lambda c: c.check_linear_classification(world=8),
     "knn": lambda c: c.check_knn_waits(bad=True),
+    "variance": lambda c: c.check_variance(),
     "compiled": lambda c: c.check_compiled_batchnorm(),
     "start": lambda c: c.check_start_and_save(),
 }
@@ -215,10 +216,11 @@ BUGS = {
         "features[copy_to_device(good, device)]",
         "features[good]",
     ),
-    "labels of kNN stay on the CPU": (
-        *("knn", "moco/evaluation/knn.py"),
-        "labels = copy_to_device(labels, device)[",
-        "labels = labels[",
+    "labels of kNN stay on the CPU": ("knn", "moco/evaluation/knn.py", "copy_to_device(labels, device)[", "labels["),
+    "the places of the variance's images stay on the CPU": (
+        *("variance", "moco/evaluation/variance.py"),
+        "rows = copy_to_device(torch.from_numpy(rows), device)",
+        "rows = torch.from_numpy(rows)",
     ),
     "validation reads each batch": (
         *("probe", "moco/evaluation/validation_accuracy.py"),

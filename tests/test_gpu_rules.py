@@ -139,6 +139,11 @@ def test_knn_waits_once(how):
     evaluations.check_knn_waits(**how)
 
 
+@pytest.mark.parametrize("how", [{"precision": "bf16"}, {"world": 4}], ids=str)
+def test_the_variance_waits_once(how):
+    evaluations.check_variance(**how)
+
+
 def test_compiled_batch_normalisation_waits_for_nothing():
     checks.check_compiled_batchnorm()
 

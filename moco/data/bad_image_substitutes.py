@@ -82,3 +82,27 @@ class Substitutes:
                 f"{len(listed)} images can't be decoded, more than {self.limit}; they are listed in {self.path!r}; "
                 "repair or remove them, and delete the list"
             )
+
+
+class NextGoodImage:
+    """The next image of an ImageFolder that can be decoded, for one that can't: the same in all of its views.
+
+    It has the interface of Substitutes, but keeps no list: each process warns once of each bad image.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.noted = folder, set()
+
+    def decode(self, load, epoch, index):
+        """As `Substitutes.decode`; raises the BadImageError of image `index` if no image can be decoded."""
+        first = None
+        for step in range(n := len(self.folder)):
+            shown = (index + step) % n
+            try:
+                return load(shown), shown
+            except BadImageError as error:
+                first = first or error
+                if shown not in self.noted:
+                    self.noted.add(shown)
+                    say(f"warning: {error}; the next image is used instead", True)
+        raise first

@@ -9,7 +9,9 @@ step            `epoch`, `step` (both 0-based); `loss`, `acc1`, `acc5` of this s
                 pretraining also `std`, `positive` and `negative` (see `training_statistics.statistics_of`)
 epoch           `epoch`; `loss`, `acc1`, `acc5`, `seconds` as means over its steps from `first_step` on, which is not 0
                 if the run was resumed within the epoch; `wait`, `lr`; `val_acc1` in linear classification; `knn_acc1`
-                and `knn_acc5` with --knn-every; `bad_images`, the number of bad images so far, if there are any
+                and `knn_acc5` with --knn-every; `variance_source` and `variance_target` with --variance-every, with
+                small views also `variance_source_small` or `variance_target_small` (in hundredths, see
+                `evaluation/variance.py`); `bad_images`, the number of bad images so far, if there are any
 stop            `signal`, `checkpoint` (path of the last checkpoint)
 
 All figures are those of the global batch, except `seconds` and `wait`, which rank 0 measures. A float that is not

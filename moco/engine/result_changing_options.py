@@ -9,11 +9,11 @@ FREE = {
     *("data", "workers", "print_freq", "resume", "force", "output_dir", "tag", "start_epoch", "batch_size"),
     *("multiprocessing_distributed", "nproc", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
     *("pretrained", "evaluate", "fast", "save_every", "keep", "timeout", "on_bad_image", "run", "dry_run"),
-    *("notes", "tensorboard", "init_from", "knn_every", "knn_data", "knn_k", "knn_images"),
+    *("notes", "tensorboard", "init_from", "knn_every", "knn_data", "knn_k", "knn_images", "variance_every"),
 }
 # Options of FREE that must still be equal on all ranks, because they decide which collectives the ranks call.
 COMMON = {"print_freq", "save_every", "start_epoch", "evaluate", "on_bad_image", "timeout", "dry_run"}
-COMMON |= {"knn_every", "knn_k", "knn_images"}
+COMMON |= {"knn_every", "knn_k", "knn_images", "variance_every"}
 DEPENDENT = {"asym_bn_group": "asym_bn", "mini_crop_size": "multicrop"}  # no effect if that design is off
 LABELS = {  # stored options that are not exactly one flag
     "total_batch": "--batch-size times the nodes",

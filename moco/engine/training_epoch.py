@@ -1,5 +1,6 @@
 """One epoch of a Run: its batches, its log lines, and what is checked and saved between its steps."""
 
+import itertools
 import time
 from datetime import timedelta
 
@@ -34,7 +35,7 @@ class Epoch:
         self.loss, self.top1 = AverageMeter("Loss", ":.4e"), AverageMeter("Acc@1", ":6.2f")
         self.top5 = AverageMeter("Acc@5", ":6.2f")
         self.meters, self.statistics = (self.loss, self.top1, self.top5), {}
-        self.started, self.saved = time.monotonic(), False
+        self.started, self.saved, self.evaluated = time.monotonic(), False, itertools.count()
         times = self.timer.batch_time, self.timer.data_time
         self.progress = ProgressMeter(self.length, [*times, *self.meters], f"Epoch: [{number}]")
 
@@ -142,12 +143,23 @@ class Epoch:
                 run.save_within_epoch(self.number, self.length)
             run.leave()
 
+    def is_due(self, every):
+        """Whether something is due that is done after every `every` epochs and after the last one; None is never."""
+        finished = self.number + 1
+        return every is not None and (finished % every == 0 or finished == self.run.args.epochs)
+
+    def report_evaluation(self):
+        """As `report_validation`, for an epoch with several evaluations: call it after each step of each of them."""
+        self.report_validation(next(self.evaluated))
+
     def save_before_evaluation(self):
         """Call before a long evaluation at the end of the epoch, so that no step is lost if it fails.
 
         Raises the errors of `report`.
         """
         run = self.run
+        if self.saved:
+            return
         run.guard.check()
         if self.start < self.length:  # otherwise the run was resumed from this very checkpoint
             run.save_within_epoch(self.number, self.length)
@@ -155,12 +167,12 @@ class Epoch:
         if run.stop.agreed:
             run.leave()
 
-    def save(self, val_acc1=None, knn=None):
+    def save(self, val_acc1=None, figures=None):
         """Call at the end of the epoch: prints and logs its figures and starts to write its checkpoint.
 
         Args:
             val_acc1: the validation accuracy in percent, if there was a validation; decides on the best checkpoint.
-            knn: dict of further figures for the log, or None.
+            figures: dict of further figures for the log, or None.
 
         Raises:
             FloatingPointError, CheckpointError: as `report`.
@@ -169,7 +181,7 @@ class Epoch:
         if torch.is_tensor(self.loss.val):  # there were steps after the last exchange
             self._exchange()
         run.guard.check()
-        facts = {"lr": self._lr(), "first_step": self.start, **(knn or {})}
+        facts = {"lr": self._lr(), "first_step": self.start, **(figures or {})}
         if val_acc1 is not None:
             facts["val_acc1"] = val_acc1
         substitutes = run.loader.dataset.substitutes

@@ -1,7 +1,5 @@
 """--knn-every: the kNN accuracy of the source encoder's backbone while it is trained. The training does not change."""
 
-import itertools
-
 from moco.distributed import copy_from_rank_0, rank
 from moco.engine.architectures import meta_network
 from moco.engine.command_line import number
@@ -77,7 +75,7 @@ class KnnWhileTraining:
             dict of `knn_acc1` and `knn_acc5`, in percent; {} in epochs without a classification.
         """
         run, args = self.run, self.run.args
-        if not self.folders or ((epoch.number + 1) % args.knn_every and epoch.number + 1 < args.epochs):
+        if not epoch.is_due(args.knn_every):
             return {}
         epoch.save_before_evaluation()
         batch, skip_bad = args.total_batch // run.launch.world, args.on_bad_image == "skip"
@@ -85,12 +83,11 @@ class KnnWhileTraining:
             central_loader(folder, args.crop_size, batch, run.workers, run.room, "kNN", skip_bad, persistent=False)
             for folder in self.folders
         ]
-        steps = itertools.count()
         progress = Progress("kNN", sum(len(loader.sampler) for loader in loaders), "images", error=False)
 
         def step_done(images):
             progress.add(images)
-            epoch.report_validation(next(steps))
+            epoch.report_evaluation()
 
         network, dim = frozen_copy(encoder)
         copy_from_rank_0(network.buffers())  # those of batch normalisation differ; rank 0's are in the checkpoint

@@ -8,9 +8,9 @@ import torch
 
 import main_moco
 from moco.data import file_list
-from moco.data.bad_image_substitutes import Substitutes, TooManyBadImages
+from moco.data.bad_image_substitutes import NextGoodImage, Substitutes, TooManyBadImages
 from moco.data.file_list import ImageFolder
-from moco.data.image_reading import ImageReadError
+from moco.data.image_reading import BadImageError, ImageReadError
 from moco.loader import training_loader
 from moco.views.augmentation_recipes import baseline_plan
 from tests.tiny_net import use_tiny_net
@@ -146,3 +146,18 @@ def test_the_script_names_the_way_out_and_skips_and_reports(folder, tmp_path, ca
     assert code == 0 and "another image is used instead (1 bad so far, limit 10)" in err
     assert f"note: 2 images could not be decoded so far; '{tmp_path}/bad_images.txt' lists them" in out
     assert '"bad_images": 2' in (tmp_path / "log.jsonl").read_text()
+
+
+def test_the_next_good_image_is_the_same_for_all_views(capsys):
+    def load(index):
+        if index in (2, 3, 9):
+            raise BadImageError(f"bad {index}")
+        return 10 * index
+
+    following = NextGoodImage(range(10))  # of the folder, only the length counts
+    for epoch in (0, 1):
+        assert [following.decode(load, epoch, i) for i in (1, 2, 3, 9)] == [(10, 1), (40, 4), (40, 4), (0, 0)]
+    lines = [f"warning: bad {i}; the next image is used instead" for i in (2, 3, 9)]
+    assert capsys.readouterr().err.splitlines() == lines  # each once
+    with pytest.raises(BadImageError, match="bad 9"):
+        NextGoodImage(range(10)).decode(lambda index: load(9), 0, 4)

@@ -1,4 +1,4 @@
-"""The figure of the curves of some runs: eight panels and a legend, drawn with matplotlib."""
+"""The figure of the curves of some runs: eight or nine panels and a legend, drawn with matplotlib."""
 
 from dataclasses import dataclass
 
@@ -47,11 +47,13 @@ class Panel:
 
 
 def panels(runs):
-    """The eight panels for these runs, a list."""
+    """The panels for these runs, a list: eight, and that of the variance if one of them has measured it."""
     pretraining, classification = any(run.pretraining for run in runs), any(not run.pretraining for run in runs)
     accuracy = " or ".join(["kNN"] * pretraining + ["Validation"] * classification)
     missing = "not measured; --knn-every" if pretraining else "not measured yet"
-    mean = np.ma.mean
+    mean, variance = np.ma.mean, (("epoch", "variance_source"), ("epoch", "variance_target"))
+    title = "Variance of the source (thick) and target (thin)"
+    measured = any(len(run.curve(*which)[1]) for run in runs for which in variance)
     return [
         Panel("Loss", (("step", "loss"),), smooth=mean, contains=()),
         Panel("Acc@1, %", (("step", "acc1"),), smooth=mean),
@@ -68,6 +70,7 @@ def panels(runs):
         Panel("Images per second, running median", (("step", "images_per_second"),), smooth=np.ma.median),
         # A step's figure is the share since the start of its epoch, so it is high in the first steps of each epoch.
         Panel("Wait for data, % of an epoch", (("epoch", "wait"), ("step", "wait")), factor=100, contains=(0, 1)),
+        *[Panel(title, variance, both=True)] * measured,
     ]
 
 
@@ -78,15 +81,18 @@ def draw(runs, names):
         runs: list of LoggedRun. names: what the legend calls each run.
 
     Returns:
-        A matplotlib Figure of 12 x 9 inches at 100 dpi. Its axes are the eight panels and, last, the legend.
+        A matplotlib Figure of 12 x 9 inches at 100 dpi; with nine panels, 20 x 6. Its axes are the panels and, last,
+        the legend.
     """
-    figure = Figure((12, 9), dpi=100, layout="constrained")
+    shown = panels(runs)
+    rows, columns = (3, 3) if len(shown) == 8 else (2, 5)
+    figure = Figure((4 * columns, 3 * rows), dpi=100, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
     figure.supxlabel("epochs", fontsize=10)
-    axes = figure.subplots(3, 3, sharex=True).flatten()
+    axes = figure.subplots(rows, columns, sharex=True).flatten()
     styles = styles_for(len(runs))
     faint = False
-    for axis, panel in zip(axes, panels(runs), strict=False):
+    for axis, panel in zip(axes, shown, strict=False):
         for run, style in zip(runs, styles, strict=True):
             curves = [(x, y) for x, y in (run.curve(*which) for which in panel.curves) if not np.isnan(y).all()]
             for width, (x, y) in zip((1.5, 0.8) if panel.both else (1.5,), curves, strict=False):
@@ -96,7 +102,7 @@ def draw(runs, names):
                 _draw_curve(axis, x, y * panel.factor, panel.smooth, linewidth=width, **style)
         _finish(axis, panel, runs, styles)
     _draw_guesses(axes[0], runs)
-    _draw_legend(axes[8], runs, names, styles, faint)
+    _draw_legend(axes[-1], runs, names, styles, faint)
     return figure
 
 

@@ -23,10 +23,10 @@ class EncoderParser(Parser):
     """A Parser with the arguments of these programs: CHECKPOINT, DIR, and what overrules the checkpoint.
 
     Args:
-        dir_help: what DIR must hold. The others are those of Parser.
+        dir_help: what DIR must hold. batch_help: what --batch-size is. The others are those of Parser.
     """
 
-    def __init__(self, description, module, example, dir_help):
+    def __init__(self, description, module, example, dir_help, batch_help="images per step over all processes"):
         super().__init__(description, module, f"runs/multicrop/checkpoint__0099.pth.tar {example}")
         some, add = number(int, 1), self.add_argument
         help = "checkpoint of this project, a published one, weights of torchvision, or the word none: random weights"
@@ -38,7 +38,7 @@ class EncoderParser(Parser):
         add("--stem", choices=STEMS, help=help)
         help = f"side of the network's input images (default: the checkpoint's, or {CROP_SIZE} if it names none)"
         add("--crop-size", metavar="PX", type=some, help=help)
-        add("-b", "--batch-size", metavar="N", type=some, default=256, help="images per step over all processes")
+        add("-b", "--batch-size", metavar="N", type=some, default=256, help=batch_help)
         help = "number of data workers, at most one per CPU core"
         add("-j", "--workers", metavar="N", type=number(int, 0), default=32, help=help)
         add("--nproc", metavar="N", type=PROCESSES, help="number of processes (default: one per GPU, or 1 on a CPU)")
@@ -52,10 +52,12 @@ class EncoderParser(Parser):
         Raises:
             ValueError: the checkpoint or a flag does not fit.
         """
-        launch = launch_of(args)
+        launch, batch = launch_of(args), args.batch_size
+        if batch < (local := launch.local):
+            raise ValueError(f"--batch-size {batch} is too small for {local} processes; give {local} or more")
         encoder = open_encoder(args.checkpoint, args.arch, args.crop_size, projected, stem=args.stem)
         view = View(encoder.crop_size)
-        check_views((view,), encoder.arch, args.batch_size, launch.local, stem=encoder.stem)
+        check_views((view,), encoder.arch, batch, local, stem=encoder.stem)
         return replace(encoder, checkpoint={})
 
 
@@ -65,8 +67,6 @@ def launch_of(args):
     local = args.nproc or gpus or 1
     if gpus and local > gpus:
         raise ValueError(f"--nproc {local}: the number of visible GPUs is {gpus}; give {gpus} at most")
-    if args.batch_size < local:
-        raise ValueError(f"--batch-size {args.batch_size} is too small for {local} processes; give {local} or more")
     return Launch("spawn", local=local, backend="nccl" if gpus else "gloo") if local > 1 else Launch("alone")
 
 
@@ -107,20 +107,23 @@ class Encoding:
 
     def loader(self, folder, purpose, skip_bad=False):
         """The `central_loader` of this process's share of an ImageFolder; `purpose` and `skip_bad` as there."""
-        local = world_size()
-        workers = workers_per_process(self.args.workers, local)
-        room = BATCHES_OF_MEMORY * memory() // local
-        batch = self.args.batch_size // local
-        return central_loader(
-            folder, self.encoder.crop_size, batch, workers, room, purpose, skip_bad, persistent=False
-        )
+        batch, limits = self.args.batch_size // world_size(), self.limits()
+        return central_loader(folder, self.encoder.crop_size, batch, *limits, purpose, skip_bad, persistent=False)
 
-    def progress(self, what, *loaders):
+    def limits(self):
+        """(data workers of this process, bytes that its batches may fill while they wait for the device)."""
+        local = world_size()
+        return workers_per_process(self.args.workers, local), BATCHES_OF_MEMORY * memory() // local
+
+    def progress(self, what, *loaders, total=None, unit="images"):
         """The function `step_done` for `encode`; rank 0 prints to standard error how far all processes are together.
 
         It also keeps the processes together, since they wait for the slowest one only a limited time.
+
+        Args:
+            what: the task. loaders: of the images. total, unit: instead of loaders, as of Progress.
         """
-        progress = Progress(what, sum(len(loader.dataset) for loader in loaders), "images")
+        progress = Progress(what, total or sum(len(loader.dataset) for loader in loaders), unit)
 
         def step_done(images):
             progress.add(int(all_sum(torch.tensor(images, device=self.device))))

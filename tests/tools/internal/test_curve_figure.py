@@ -162,3 +162,17 @@ def test_blocks():
 def test_a_long_text_loses_its_middle(width):
     short = shortened("abcdefghi", width)
     assert short == {5: "ab…hi", 6: "abc…hi"}[width] and shortened("abcde", width) == "abcde"
+
+
+def test_a_measured_variance_has_a_panel(tmp_path):
+    log = begin(tmp_path / "x", "a1", **PRETRAINING)
+    for epoch in range(2):
+        steps(log, epoch, range(4), loss=1.0)
+        log.write("epoch", epoch=epoch, loss=1.0, variance_source=8.0 + epoch, variance_target=4.0)
+    for folders in ((tmp_path / "x",), (small_run(tmp_path / "y", "a2"), tmp_path / "x")):
+        axes = figure_of(*folders)
+        assert len(axes) == 10 and axes[8].get_title() == "Variance of the source (thick) and target (thin)"
+        source, target = axes[8].lines
+        assert source.get_ydata().tolist() == [8, 9] and target.get_ydata().tolist() == [4, 4]
+        assert source.get_linewidth() > target.get_linewidth()
+        assert len(axes[9].get_legend().get_texts()) == len(folders)
