@@ -6,17 +6,16 @@ from torchvision import models
 
 import main_moco
 from tests.ranks import run_ranks, script_in_rank
-from tests.tiny_net import use_tiny_net
+from tests.tiny_net import ARCH, use_tiny_net
 
-NET = "shufflenet_v2_x0_5"
-WORDS = ["-a", NET, "--crop-size", "16", "-b", "48", "-j", "0", "--moco-k", "48", "--moco-dim", "8", "--seed", "3"]
+WORDS = ["-a", ARCH, "--crop-size", "16", "-b", "48", "-j", "0", "--moco-k", "48", "--moco-dim", "8", "--seed", "3"]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Weights of torchvision, with a classifier and with statistics that are not those of a new network."""
     torch.manual_seed(7)
-    network, path = models.get_model(NET), str(tmp_path_factory.mktemp("weights") / "w.pth")
+    network, path = models.get_model(ARCH), str(tmp_path_factory.mktemp("weights") / "w.pth")
     for name, buffer in network.named_buffers():
         if "running" in name:
             buffer.uniform_(0.5, 2)
