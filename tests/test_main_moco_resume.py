@@ -9,14 +9,14 @@ import torch
 
 import main_moco
 from tests.test_main_moco import all_designs
-from tests.tiny_net import use_tiny_net
+from tests.tiny_net import ARCH, use_tiny_net
 
 SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
     "world, arch",
-    [(1, "tiny"), (2, "shufflenet_v2_x0_5"), *(pytest.param(n, "resnet18", marks=SLOW) for n in (1, 4))],
+    [(1, "tiny"), (2, ARCH), *(pytest.param(n, "resnet18", marks=SLOW) for n in (1, 4))],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(world, arch, imagenet, tmp_path):
     tiny = arch == "tiny"
