@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import glob
 import importlib
 import io
 import multiprocessing
@@ -80,17 +81,18 @@ def quick_launches():
     Otherwise every process imports everything again, which takes seconds.
     """
     start = mp.start_processes
+    ignored = [number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
 
     def fork(function, args, **how):
-        return start(_with_default_signals, (function, args), start_method="fork", **how)
+        return start(_without_handlers, (ignored, function, args), start_method="fork", **how)
 
-    with mock.patch.object(mp, "start_processes", fork), mock.patch.multiple(watchdog, LOOK=0.2, GRACE=0.5):
+    with mock.patch.object(mp, "start_processes", fork), mock.patch.multiple(watchdog, LOOK=0.2, GRACE=0.3):
         yield
 
 
-def _with_default_signals(rank, function, args):
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)  # not the launcher's handlers
+def _without_handlers(rank, ignored, function, args):
+    for number in STOP_SIGNALS:  # not the launcher's handlers
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     function(rank, *args)
 
 
@@ -153,6 +155,20 @@ def _program(function, args, *outputs):
         os.dup2(output.fileno(), number)
         output.close()
     function(*args)
+
+
+def alive(group):
+    """Whether a process of a process group still runs."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    states = []  # of its processes; some may have ended, and only wait until the system's first process notices
+    for process in glob.glob("/proc/[0-9]*/stat"):
+        with contextlib.suppress(OSError), open(process) as file:
+            state, _, its_group, *_ = file.read().rpartition(")")[2].split()
+            states += [state] * (int(its_group) == group)
+    return not states or not set(states) <= set("ZX")
 
 
 def run_program(script, *words):

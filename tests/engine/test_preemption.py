@@ -83,7 +83,11 @@ def test_alone_the_first_signal_is_noted_and_the_handlers_come_back(number, caps
     assert f"{signal_name(number)}: the run saves a checkpoint after one of the next steps" in capsys.readouterr().out
 
 
+ECHO = 0.3
+
+
 def stuck(temporary, store):
+    preemption.ECHO = ECHO
     open(temporary, "w").close()
     checkpoint_atomic_write._temporaries.add(temporary)
     store = dist.FileStore(store, 2)
@@ -97,7 +101,7 @@ def test_a_second_signal_ends_a_process_that_hangs_and_leaves_no_half_written_fi
     assert program.stdout.readline() == "listening\n"
     os.kill(program.pid, signal.SIGTERM)
     assert "ends it at once" in program.stdout.readline()
-    assert program.wait(preemption.ECHO + 0.5) is None
+    assert program.wait(ECHO + 0.3) is None
     os.kill(program.pid, signal.SIGTERM)
     assert program.wait(30) == EXIT_CODE
     assert not (tmp_path / "c.tmp").exists()
