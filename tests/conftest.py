@@ -61,6 +61,15 @@ def impatient(monkeypatch):
 
 
 @pytest.fixture
+def zero_weights(monkeypatch):
+    """Lets new networks start from zeros, where all weights are then loaded: drawing them takes most of the time."""
+    from torch.nn import init
+
+    for name in ("kaiming_normal_", "kaiming_uniform_"):
+        monkeypatch.setattr(init, name, lambda tensor, *_, **__: tensor.detach().zero_())
+
+
+@pytest.fixture
 def call(capsys):
     """Calls a program's `main(argv)`; returns its exit code, standard output and standard error."""
 
