@@ -18,7 +18,7 @@ from moco.data.sampler import EpochBatchSampler
 from moco.engine.json_log import git_commit
 from tests import readme
 from tests.ranks import run_program, run_script
-from tests.tiny_net import use_tiny_net
+from tests.tiny_net import ARCH, use_tiny_net
 
 ROOT = os.path.dirname(readme.README)
 RECIPES = readme.commands("main_moco.py")
@@ -187,16 +187,16 @@ def test_the_fast_path_trains_and_counts_as_another_run(imagenet, tmp_path, caps
 @pytest.mark.slow
 def test_bn_groups_train_as_processes_do(imagenet, tmp_path):
     """4 devices, spread over processes in three ways: an epoch of all designs, from the flags to the checkpoint."""
-    states = []
+    states, common = [], ["--seed", "5", "--epochs", "1", "-j", "0"]
     for world in (4, 2, 1):
-        more = ["--seed", "5", "--bn-splits", str(4 // world), "--asym-bn-group", "2", "--epochs", "1", "-j", "0"]
+        more = ["-a", ARCH, "--bn-splits", str(4 // world), "--asym-bn-group", "2", *common]
         log = all_designs(imagenet, tmp_path / str(world), world, *more)
         assert "batch normalisation: 4 groups of 12 images\n" in log
         states.append(torch.load(tmp_path / str(world) / "checkpoint__0000.pth.tar", weights_only=True)["state_dict"])
     for state in states[1:]:
         for name, tensor in states[0].items():
             torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
-    all_designs(imagenet, tmp_path / "other", 1, "--seed", "5", "--epochs", "1", "-j", "0")
+    all_designs(imagenet, tmp_path / "other", 1, "-a", ARCH, *common)
     other = torch.load(tmp_path / "other" / "checkpoint__0000.pth.tar", weights_only=True)["state_dict"]
     assert (other["module.queue"] - states[0]["module.queue"]).abs().max() > 0.05  # one group is another experiment
 
