@@ -171,12 +171,17 @@ def alive(group):
     return not states or not set(states) <= set("ZX")
 
 
-def run_program(script, *words):
-    """Runs a script of the repository as a program; returns its exit code, standard output and standard error."""
-    return Program(_script_as_main, script, [str(word) for word in words]).finish(300)
+def run_program(script, *words, quick=False):
+    """Runs a script of the repository as a program; returns its exit code, standard output and standard error.
+
+    Args:
+        quick: whether the processes that it starts are forked (see `quick_launches`), and import nothing again.
+    """
+    return Program(_script_as_main, script, [str(word) for word in words], quick).finish(300)
 
 
-def _script_as_main(script, words):
+def _script_as_main(script, words, quick):
     os.chdir(ROOT)
     sys.argv = [os.path.join(ROOT, script), *words]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    with quick_launches() if quick else contextlib.nullcontext():
+        runpy.run_path(sys.argv[0], run_name="__main__")

@@ -47,14 +47,15 @@ def test_the_readme_has_every_recipe():
 
 @pytest.mark.parametrize("words", RECIPES[:7], ids=lambda words: "+".join(designs_of(words)) or "baseline")
 def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path):
-    tiny = {"moco-k": 60, "moco-dim": 8, "mini-crop-size": 16, "epochs": 1}
+    arch = "shufflenet_v2_x0_5"
+    tiny = {"moco-k": 60, "moco-dim": 8, "mini-crop-size": 16, "epochs": 1, "arch": arch}
     words, designs = readme.small(words, imagenet, 2, tmp_path, **tiny), designs_of(words)
-    real = designs == ["MultiCrop"]  # once: as programs that start other programs, and with the real network
+    real = designs == ["MultiCrop"]  # once: as programs, and with the real network
 
     def run(script, words):
         if not real:
             return run_script(script, 2, words, tiny=True)
-        code, log, error = run_program(f"{script}.py", *words)
+        code, log, error = run_program(f"{script}.py", *words, quick=script == "main_lincls")
         assert code == 0, error
         assert "Warning" not in error
         return log
@@ -77,16 +78,24 @@ def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path):
     tag = main_moco.build_parser().parse_args(words).tag
     checkpoint = tmp_path / f"checkpoint_{tag}_0000.pth.tar"
     saved = torch.load(checkpoint, weights_only=True)
-    assert saved["epoch"] == 1 and saved["arch"] == "resnet18" and saved["processes"] == 2
+    assert saved["epoch"] == 1 and saved["arch"] == arch and saved["processes"] == 2
     assert saved["state_dict"]["module.queue"].shape == (8, 60)
 
     (probe,) = readme.commands("main_lincls.py")
     probe = [str(checkpoint) if word.endswith("checkpoint__0099.pth.tar") else word for word in probe]
-    probe = readme.small(probe, imagenet, 2, tmp_path, epochs=1)
+    probe = readme.small(probe, imagenet, 2, tmp_path, epochs=1, arch=arch)
     log = run("main_lincls", probe)
-    assert f"pretrained: {120 if real else 6} tensors of '{checkpoint}'" in log  # all of the backbone's
+    assert f"pretrained: {336 if real else 6} tensors of '{checkpoint}'" in log  # all of the backbone's
     assert re.search(r"^ \* Acc@1 \d+\.\d+ Acc@5 \d+\.\d+", log, flags=re.MULTILINE)
     assert set(torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)) >= {"best_acc1", "state_dict", "epoch"}
+
+
+@pytest.mark.slow
+def test_linear_classification_starts_processes_that_import_everything(imagenet, tmp_path):
+    words = ["-a", "shufflenet_v2_x0_5", "--crop-size", "32", "-b", "48", "--epochs", "1", "-j", "0", "--nproc", "2"]
+    words += ["--pretrained", "none", "--output-dir", tmp_path, imagenet]
+    code, log, error = run_program("main_lincls.py", *words)
+    assert code == 0 and "2 x cpu" in log and log.count("Epoch: [0][0/2]") == 1, error
 
 
 @pytest.mark.slow
