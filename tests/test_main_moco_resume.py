@@ -68,12 +68,14 @@ def test_a_run_resumed_within_an_epoch_is_the_uninterrupted_one_to_the_bit(world
     assert a["step"] == b["step"] == 0 and a["epoch"] == b["epoch"] == 2
 
 
-def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(imagenet, tmp_path, capsys, monkeypatch):
+def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(
+    few_images, tmp_path, capsys, monkeypatch
+):
     use_tiny_net(monkeypatch)
 
     def run(*more):
-        words = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0", "--seed", "1"]
-        main_moco.main([str(imagenet), "--output-dir", str(tmp_path), "--resume", "auto", *words, *more])
+        words = ["-a", "resnet18", "--crop-size", "32", "-b", "12", "--moco-k", "64", "-j", "0", "--seed", "1"]
+        main_moco.main([str(few_images), "--output-dir", str(tmp_path), "--resume", "auto", *words, *more])
         return capsys.readouterr().out
 
     shorter = [*("--epochs", "4"), "--keep", "2"]
@@ -98,12 +100,12 @@ def test_resume_auto_passes_over_what_is_damaged_and_keep_removes_what_is_old(im
     assert all(torch.equal(tensor, again[name]) for name, tensor in undisturbed.items())
 
 
-def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys, monkeypatch):
+def test_a_resume_compares_the_flags(few_images, tmp_path, capsys, monkeypatch):
     use_tiny_net(monkeypatch)
 
     def run(*more):
-        words = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0", "--seed", "1"]
-        main_moco.main([str(imagenet), "--output-dir", str(tmp_path), *words, "--epochs", "2", *more])
+        words = ["-a", "resnet18", "--crop-size", "32", "-b", "12", "--moco-k", "64", "-j", "0", "--seed", "1"]
+        main_moco.main([str(few_images), "--output-dir", str(tmp_path), *words, "--epochs", "2", *more])
         return capsys.readouterr().out
 
     def refused(*more):
@@ -129,7 +131,7 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys, monkeypatch):
     torch.save(two, tmp_path / "two.pth.tar")
     elsewhere = ["--resume", str(tmp_path / "two.pth.tar"), "--output-dir", str(tmp_path / "two")]
     log = run(*elsewhere)
-    assert "batch normalisation: 1 group of 48 images\nnote: before the resume it saw 24 images at a time" in log
+    assert "batch normalisation: 1 group of 12 images\nnote: before the resume it saw 6 images at a time" in log
     assert "before the resume" not in run(*elsewhere, "--bn-splits", "2")
     assert "--bn-splits is 2, but the checkpoint" in refused("--bn-splits", "2")
     assert "--precision is bf16, but the checkpoint" in refused("--precision", "bf16")
@@ -137,9 +139,9 @@ def test_a_resume_compares_the_flags(imagenet, tmp_path, capsys, monkeypatch):
     assert "2 of 2 epochs are done" in log and "Epoch: [" not in log
 
 
-def test_a_published_checkpoint_is_taken_as_it_is(imagenet, tmp_path, capsys, monkeypatch):
+def test_a_published_checkpoint_is_taken_as_it_is(few_images, tmp_path, capsys, monkeypatch):
     use_tiny_net(monkeypatch)
-    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0"]
+    words = [str(few_images), "-a", "resnet18", "--crop-size", "32", "-b", "12", "--moco-k", "64", "-j", "0"]
     words += ["--output-dir", str(tmp_path), "--epochs", "2"]
     main_moco.main(words)
     saved = torch.load(tmp_path / "checkpoint__0000.pth.tar", weights_only=True)
@@ -149,16 +151,16 @@ def test_a_published_checkpoint_is_taken_as_it_is(imagenet, tmp_path, capsys, mo
     assert "Epoch: [1][0/2]" in capsys.readouterr().out
 
 
-def test_fp16_resumes_with_its_loss_scale(imagenet, tmp_path, monkeypatch):
+def test_fp16_resumes_with_its_loss_scale(few_images, tmp_path, monkeypatch):
     use_tiny_net(monkeypatch)
     words = [
-        str(imagenet),
+        str(few_images),
         "-a",
         "resnet18",
         "--crop-size",
         "32",
         "-b",
-        "48",
+        "12",
         "--moco-k",
         "64",
         "-j",
