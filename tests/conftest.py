@@ -54,10 +54,30 @@ def imagenet(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def few_images(imagenet, tmp_path_factory):
+    """A part of it, 24 training and 12 validation images, for tests of what happens to a run."""
+    folder = tmp_path_factory.mktemp("few_images")
+    for path in [*imagenet.glob("train/*/000[01].jpg"), *imagenet.glob("val/*/0000.jpg")]:
+        copy = folder / path.relative_to(imagenet)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    return folder
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     """Lets a Progress print a line after each item, not only every 10 seconds."""
     monkeypatch.setattr("moco.engine.progress.INTERVAL", 0.0)
+
+
+@pytest.fixture
+def zero_weights(monkeypatch):
+    """Lets new networks start from zeros, where all weights are then loaded: drawing them takes most of the time."""
+    from torch.nn import init
+
+    for name in ("kaiming_normal_", "kaiming_uniform_"):
+        monkeypatch.setattr(init, name, lambda tensor, *_, **__: tensor.detach().zero_())
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import glob
 import importlib
 import io
 import multiprocessing
@@ -80,17 +81,18 @@ def quick_launches():
     Otherwise every process imports everything again, which takes seconds.
     """
     start = mp.start_processes
+    ignored = [number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
 
     def fork(function, args, **how):
-        return start(_with_default_signals, (function, args), start_method="fork", **how)
+        return start(_without_handlers, (ignored, function, args), start_method="fork", **how)
 
-    with mock.patch.object(mp, "start_processes", fork), mock.patch.multiple(watchdog, LOOK=0.2, GRACE=0.5):
+    with mock.patch.object(mp, "start_processes", fork), mock.patch.multiple(watchdog, LOOK=0.2, GRACE=0.3):
         yield
 
 
-def _with_default_signals(rank, function, args):
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)  # not the launcher's handlers
+def _without_handlers(rank, ignored, function, args):
+    for number in STOP_SIGNALS:  # not the launcher's handlers
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     function(rank, *args)
 
 
@@ -155,12 +157,31 @@ def _program(function, args, *outputs):
     function(*args)
 
 
-def run_program(script, *words):
-    """Runs a script of the repository as a program; returns its exit code, standard output and standard error."""
-    return Program(_script_as_main, script, [str(word) for word in words]).finish(300)
+def alive(group):
+    """Whether a process of a process group still runs."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    states = []  # of its processes; some may have ended, and only wait until the system's first process notices
+    for process in glob.glob("/proc/[0-9]*/stat"):
+        with contextlib.suppress(OSError), open(process) as file:
+            state, _, its_group, *_ = file.read().rpartition(")")[2].split()
+            states += [state] * (int(its_group) == group)
+    return not states or not set(states) <= set("ZX")
 
 
-def _script_as_main(script, words):
+def run_program(script, *words, quick=False):
+    """Runs a script of the repository as a program; returns its exit code, standard output and standard error.
+
+    Args:
+        quick: whether the processes that it starts are forked (see `quick_launches`), and import nothing again.
+    """
+    return Program(_script_as_main, script, [str(word) for word in words], quick).finish(300)
+
+
+def _script_as_main(script, words, quick):
     os.chdir(ROOT)
     sys.argv = [os.path.join(ROOT, script), *words]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    with quick_launches() if quick else contextlib.nullcontext():
+        runpy.run_path(sys.argv[0], run_name="__main__")

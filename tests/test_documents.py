@@ -1,5 +1,6 @@
 """The documents are true: links lead somewhere, commands exist, and code in them runs."""
 
+import functools
 import glob
 import importlib
 import importlib.util
@@ -10,13 +11,13 @@ import shlex
 import pytest
 import torch
 from torch import nn
-from torchvision import models
 
 from moco import counter_based_rng
 from moco.builder import MoCo
+from moco.engine.architectures import IMAGENET, make_network
 from moco.engine.checkpoint_format import checkpoint_of
 from tests import readme
-from tests.tiny_net import TinyNet
+from tests.tiny_net import ARCH, TinyNet
 from tests.tools.internal.written_log import small_run
 
 DOCUMENTS = [
@@ -65,13 +66,18 @@ def without_numbers(text):
     return re.sub(r"[\d,.]*\d", "N", re.sub(r"[\w/.-]+\.(png|npz|pth)\b", "FILE", text))
 
 
+def trained(arch, path):
+    """Writes a checkpoint of a network to `path`; returns the model."""
+    model = MoCo(functools.partial(make_network, arch, IMAGENET), dim=8, K=16, seed=3)
+    options = {"arch": arch, "crop_size": 32}
+    torch.save(checkpoint_of(1, model, torch.optim.SGD(model.parameters(), 0.1), options), path)
+    return model
+
+
 def test_the_result_is_used_as_the_readme_says(tmp_path, imagenet, call, monkeypatch):
     """Each command runs and says what the README shows, and the Python code loads what was exported."""
-    model = MoCo(lambda num_classes: models.resnet18(num_classes=num_classes), dim=8, K=16, seed=3)
-    path = str(tmp_path / "c.pth.tar")
-    options = {"arch": "resnet18", "crop_size": 32}
-    torch.save(checkpoint_of(1, model, torch.optim.SGD(model.parameters(), 0.1), options), path)
     monkeypatch.chdir(tmp_path)
+    model, _ = trained("resnet18", "exported"), trained(ARCH, "encoder")
     (tmp_path / "runs").mkdir()
     for run in ("baseline", "multicrop"):
         small_run(tmp_path / "runs" / run, run)
@@ -80,6 +86,7 @@ def test_the_result_is_used_as_the_readme_says(tmp_path, imagenet, call, monkeyp
     for tool, words, output in tool_commands():
         if tool == "plot" and not importlib.util.find_spec("matplotlib"):
             continue
+        path = "exported" if tool == "export" else "encoder"
         words = [path if word.endswith(".pth.tar") else places.get(word, word) for word in words]
         words += ["-j", "0"] if tool in ("knn", "extract", "neighbours") else []
         code, out, error = call(importlib.import_module(f"moco.tools.{tool}").main, *words)

@@ -19,31 +19,31 @@ from moco.views.augmentation_recipes import View
 from moco.views.normalize import normalize_images
 from tests import readme
 from tests.ranks import run_ranks, run_script, script_in_rank
-from tests.tiny_net import use_tiny_net
+from tests.tiny_net import ARCH, WIDTH, use_tiny_net
 
 ROOT = os.path.dirname(readme.README)
 
 
 def words(imagenet, output_dir, *more):
-    small = ["-a", "resnet18", "--crop-size", "32", "-b", "40", "-j", "0", "--epochs", "3", "--seed", "2"]
+    small = ["-a", ARCH, "--crop-size", "32", "-b", "40", "-j", "0", "--epochs", "3", "--seed", "2"]
     return [str(imagenet), *small, "--output-dir", str(output_dir), *map(str, more)]
 
 
 def test_only_fc_trains_and_the_accuracy_is_exact(imagenet, tmp_path, capsys):
     torch.manual_seed(0)
-    backbone = models.resnet18()
+    backbone = models.get_model(ARCH)
     torch.save(backbone.state_dict(), tmp_path / "backbone.pth")
     main_lincls.main(words(imagenet, tmp_path, "--lr", "3", "--pretrained", tmp_path / "backbone.pth"))
     log = capsys.readouterr().out
     saved = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
     state = {name.removeprefix("module."): tensor for name, tensor in saved["state_dict"].items()}
-    assert state["fc.weight"].shape == (12, 512)
+    assert state["fc.weight"].shape == (12, WIDTH)
     for name, tensor in backbone.state_dict().items():
         assert name.startswith("fc.") or torch.equal(state[name], tensor), name
     assert len(saved["optimizer"]["state"]) == 2
 
     # Validation once more, image by image, with torchvision's own folder and transforms.
-    model = models.resnet18(num_classes=12)
+    model = models.get_model(ARCH, num_classes=12)
     model.load_state_dict(state)
     model.eval()
     pipeline = [transforms.Resize(37), transforms.CenterCrop(32), transforms.ToTensor()]
@@ -75,7 +75,7 @@ def test_the_frozen_backbone_runs_in_bf16_and_fc_in_float32(imagenet, tmp_path, 
 
     def recording(*args):
         model, optimizer = build(*args)
-        model.layer4.register_forward_hook(lambda module, x, out: seen["backbone"].append((out.dtype, out.grad_fn)))
+        model.conv5.register_forward_hook(lambda module, x, out: seen["backbone"].append((out.dtype, out.grad_fn)))
         model.fc.register_forward_hook(lambda module, x, out: seen["fc"].append((out.dtype, module.weight.dtype)))
         seen["model"] = model
         return model, optimizer
@@ -87,7 +87,7 @@ def test_the_frozen_backbone_runs_in_bf16_and_fc_in_float32(imagenet, tmp_path, 
     assert compiled == [(model, {"dynamic": False})]
     assert len(seen["backbone"]) == 3 + 1 and set(seen["backbone"]) == {(torch.bfloat16, None)}  # no graph is kept
     assert set(seen["fc"]) == {(torch.float32, torch.float32)}
-    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["options"]["precision"] == "bf16"
 
 
@@ -205,7 +205,7 @@ def test_evaluation_needs_no_training_images_and_writes_nothing(imagenet, tmp_pa
     main_lincls.main(words(imagenet, tmp_path / "out", "--pretrained", "none", "--epochs", "1"))
     shutil.copytree(imagenet / "val", tmp_path / "data" / "val")
     (last,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(" * Acc@1")]
-    line = [str(tmp_path / "data"), "-a", "resnet18", "--crop-size", "32", "-e", "-j", "0", "--output-dir", "/nowhere"]
+    line = [str(tmp_path / "data"), "-a", ARCH, "--crop-size", "32", "-e", "-j", "0", "--output-dir", "/nowhere"]
     main_lincls.main([*line, "--resume", str(tmp_path / "out" / "checkpoint.pth.tar"), "--pretrained", "none"])
     out = capsys.readouterr().out
     assert out.splitlines()[-1].split(" Loss")[0] == last.split(" Loss")[0]
@@ -229,10 +229,10 @@ def test_a_backbone_that_moves_stops_the_run(imagenet, tmp_path, monkeypatch):
 
     def moving(net, *args):
         result = train_step(net, *args)
-        net.bn1.running_mean.add_(1e-3)
+        net.conv1[1].running_mean.add_(1e-3)
         return result
 
     monkeypatch.setattr(main_lincls, "train_step", moving)
-    with pytest.raises(RuntimeError, match=r"bn1\.running_mean changed"):
+    with pytest.raises(RuntimeError, match=r"conv1\.1\.running_mean changed"):
         main_lincls.main(words(imagenet, tmp_path, "--pretrained", "none"))
     assert not (tmp_path / "checkpoint.pth.tar").exists()

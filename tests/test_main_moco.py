@@ -19,7 +19,7 @@ from moco.engine.design_flags import PAPER_SIDES
 from moco.engine.json_log import git_commit
 from tests import readme
 from tests.ranks import run_program, run_script
-from tests.tiny_net import use_tiny_net
+from tests.tiny_net import ARCH, use_tiny_net
 
 ROOT = os.path.dirname(readme.README)
 RECIPES = readme.commands("main_moco.py")
@@ -48,14 +48,15 @@ def test_the_readme_has_every_recipe():
 
 @pytest.mark.parametrize("words", RECIPES[:7], ids=lambda words: "+".join(designs_of(words)) or "baseline")
 def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path):
-    tiny = {"moco-k": 60, "moco-dim": 8, "mini-crop-size": 16, "epochs": 1}
+    arch = "shufflenet_v2_x0_5"
+    tiny = {"moco-k": 60, "moco-dim": 8, "mini-crop-size": 16, "epochs": 1, "arch": arch}
     words, designs = readme.small(words, imagenet, 2, tmp_path, **tiny), designs_of(words)
-    real = designs == ["MultiCrop"]  # once: as programs that start other programs, and with the real network
+    real = designs == ["MultiCrop"]  # once: as programs, and with the real network
 
     def run(script, words):
         if not real:
             return run_script(script, 2, words, tiny=True)
-        code, log, error = run_program(f"{script}.py", *words)
+        code, log, error = run_program(f"{script}.py", *words, quick=script == "main_lincls")
         assert code == 0, error
         assert "Warning" not in error
         return log
@@ -78,16 +79,24 @@ def test_a_recipe_runs_and_its_checkpoint_is_probed(words, imagenet, tmp_path):
     tag = main_moco.build_parser().parse_args(words).tag
     checkpoint = tmp_path / f"checkpoint_{tag}_0000.pth.tar"
     saved = torch.load(checkpoint, weights_only=True)
-    assert saved["epoch"] == 1 and saved["arch"] == "resnet18" and saved["processes"] == 2
+    assert saved["epoch"] == 1 and saved["arch"] == arch and saved["processes"] == 2
     assert saved["state_dict"]["module.queue"].shape == (8, 60)
 
     (probe,) = readme.commands("main_lincls.py")
     probe = [str(checkpoint) if word.endswith("checkpoint__0099.pth.tar") else word for word in probe]
-    probe = readme.small(probe, imagenet, 2, tmp_path, epochs=1)
+    probe = readme.small(probe, imagenet, 2, tmp_path, epochs=1, arch=arch)
     log = run("main_lincls", probe)
-    assert f"pretrained: {120 if real else 6} tensors of '{checkpoint}'" in log  # all of the backbone's
+    assert f"pretrained: {336 if real else 6} tensors of '{checkpoint}'" in log  # all of the backbone's
     assert re.search(r"^ \* Acc@1 \d+\.\d+ Acc@5 \d+\.\d+", log, flags=re.MULTILINE)
     assert set(torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)) >= {"best_acc1", "state_dict", "epoch"}
+
+
+@pytest.mark.slow
+def test_linear_classification_starts_processes_that_import_everything(imagenet, tmp_path):
+    words = ["-a", "shufflenet_v2_x0_5", "--crop-size", "32", "-b", "48", "--epochs", "1", "-j", "0", "--nproc", "2"]
+    words += ["--pretrained", "none", "--output-dir", tmp_path, imagenet]
+    code, log, error = run_program("main_lincls.py", *words)
+    assert code == 0 and "2 x cpu" in log and log.count("Epoch: [0][0/2]") == 1, error
 
 
 @pytest.mark.slow
@@ -188,16 +197,16 @@ def test_the_fast_path_trains_and_counts_as_another_run(imagenet, tmp_path, caps
 @pytest.mark.slow
 def test_bn_groups_train_as_processes_do(imagenet, tmp_path):
     """4 devices, spread over processes in three ways: an epoch of all designs, from the flags to the checkpoint."""
-    states = []
+    states, common = [], ["--seed", "5", "--epochs", "1", "-j", "0"]
     for world in (4, 2, 1):
-        more = ["--seed", "5", "--bn-splits", str(4 // world), "--asym-bn-group", "2", "--epochs", "1", "-j", "0"]
+        more = ["-a", ARCH, "--bn-splits", str(4 // world), "--asym-bn-group", "2", *common]
         log = all_designs(imagenet, tmp_path / str(world), world, *more)
         assert "batch normalisation: 4 groups of 12 images\n" in log
         states.append(torch.load(tmp_path / str(world) / "checkpoint__0000.pth.tar", weights_only=True)["state_dict"])
     for state in states[1:]:
         for name, tensor in states[0].items():
             torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
-    all_designs(imagenet, tmp_path / "other", 1, "--seed", "5", "--epochs", "1", "-j", "0")
+    all_designs(imagenet, tmp_path / "other", 1, "-a", ARCH, *common)
     other = torch.load(tmp_path / "other" / "checkpoint__0000.pth.tar", weights_only=True)["state_dict"]
     assert (other["module.queue"] - states[0]["module.queue"]).abs().max() > 0.05  # one group is another experiment
 

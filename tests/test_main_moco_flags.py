@@ -11,6 +11,7 @@ from moco.data.sampler import EpochBatchSampler
 from moco.data.view_datasets import RandomViews
 from moco.views.normalize import normalize_images
 from tests.ranks import run_ranks, script_in_rank
+from tests.tiny_net import ARCH
 
 
 def test_the_flags_reach_the_encoders(imagenet, tmp_path, monkeypatch):
@@ -25,13 +26,13 @@ def test_the_flags_reach_the_encoders(imagenet, tmp_path, monkeypatch):
         return model, optimizer
 
     monkeypatch.setattr(main_moco, "build", recording)
-    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0"]
+    words = [str(imagenet), "-a", ARCH, "--crop-size", "32", "-b", "48", "--moco-k", "64", "-j", "0"]
     words += ["--epochs", "1", "--compile", "--precision", "bf16", "--output-dir", str(tmp_path)]
     main_moco.main(words)
     model, *dtypes = seen
     assert compiled == [(model.encoder_q, {"dynamic": False}), (model.encoder_k, {"dynamic": False})]
     assert dtypes == [torch.bfloat16] * 2 and model.queue.dtype == torch.float32
-    assert model.encoder_q.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.encoder_q.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def what_trains(words):

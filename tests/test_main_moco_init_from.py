@@ -6,17 +6,16 @@ from torchvision import models
 
 import main_moco
 from tests.ranks import run_ranks, script_in_rank
-from tests.tiny_net import use_tiny_net
+from tests.tiny_net import ARCH, use_tiny_net
 
-NET = "shufflenet_v2_x0_5"
-WORDS = ["-a", NET, "--crop-size", "16", "-b", "48", "-j", "0", "--moco-k", "48", "--moco-dim", "8", "--seed", "3"]
+WORDS = ["-a", ARCH, "--crop-size", "16", "-b", "12", "-j", "0", "--moco-k", "12", "--moco-dim", "8", "--seed", "3"]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Weights of torchvision, with a classifier and with statistics that are not those of a new network."""
     torch.manual_seed(7)
-    network, path = models.get_model(NET), str(tmp_path_factory.mktemp("weights") / "w.pth")
+    network, path = models.get_model(ARCH), str(tmp_path_factory.mktemp("weights") / "w.pth")
     for name, buffer in network.named_buffers():
         if "running" in name:
             buffer.uniform_(0.5, 2)
@@ -35,9 +34,9 @@ def at_the_start(words):
     return {name: tensor.clone() for name, tensor in seen[-1][0].state_dict().items()}, out
 
 
-def test_both_encoders_of_all_ranks_start_from_the_file(imagenet, weights, tmp_path):
+def test_both_encoders_of_all_ranks_start_from_the_file(few_images, weights, tmp_path):
     """Only the backbone differs from a run without the flag, which the second rank lacks, as another node might."""
-    words = [str(imagenet), *WORDS, "--output-dir", str(tmp_path / "out")]
+    words = [str(few_images), *WORDS, "--output-dir", str(tmp_path / "out")]
     ranks = run_ranks(on_rank_0_only, 2, words, ["--init-from", weights])
     ((fresh, _),) = run_ranks(at_the_start, 1, words)
     file = torch.load(weights, weights_only=True)
@@ -56,8 +55,8 @@ def on_rank_0_only(words, more):
     return at_the_start([*words, *more] if torch.distributed.get_rank() == 0 else words)
 
 
-def test_a_resume_needs_no_file_and_says_that_it_takes_none(imagenet, weights, tmp_path, call):
-    words = [imagenet, *WORDS, "--output-dir", tmp_path, "--epochs", "2"]
+def test_a_resume_needs_no_file_and_says_that_it_takes_none(few_images, weights, tmp_path, call):
+    words = [few_images, *WORDS, "--output-dir", tmp_path, "--epochs", "2"]
     code, out, error = call(main_moco.main, *words, "--init-from", weights)
     assert (code, error) == (0, "") and "init-from: " in out
     start = ["--resume", tmp_path / "checkpoint__0000.pth.tar"]
@@ -69,9 +68,9 @@ def test_a_resume_needs_no_file_and_says_that_it_takes_none(imagenet, weights, t
     assert (code, out, error.count("\n")) == (2, "", 1) and "no checkpoint 'nowhere.pth'" in error
 
 
-def test_a_file_that_is_moved_aside_is_followed(imagenet, tmp_path, call):
+def test_a_file_that_is_moved_aside_is_followed(few_images, tmp_path, call):
     """The backbone of the run whose checkpoints lie in --output-dir."""
-    words = [imagenet, *WORDS, "--output-dir", tmp_path, "--epochs", "1"]
+    words = [few_images, *WORDS, "--output-dir", tmp_path, "--epochs", "1"]
     assert call(main_moco.main, *words)[0] == 0
     code, out, error = call(main_moco.main, *words, "--init-from", tmp_path / "checkpoint__0000.pth.tar")
     assert (code, error) == (0, "") and f"tensors of '{tmp_path}/earlier-" in out
@@ -91,10 +90,10 @@ RECIPE = ["--recipe", "blur_p=0", "--recipe", "scale=0.2,1"]
         (None, RECIPE, "--recipe is blur_p=0 scale=0.2,1, but the checkpoint "),
     ],
 )
-def test_the_recipe_is_stored_and_compared(then, now, message, imagenet, tmp_path, call, monkeypatch):
+def test_the_recipe_is_stored_and_compared(then, now, message, few_images, tmp_path, call, monkeypatch):
     """`then` is None for a file from before the flags, whose options know neither the recipe nor the stem."""
     use_tiny_net(monkeypatch)
-    words = [imagenet, *WORDS, "--output-dir", tmp_path, "--epochs", "2"]
+    words = [few_images, *WORDS, "--output-dir", tmp_path, "--epochs", "2"]
     assert call(main_moco.main, *words, *(then or []))[0] == 0
     path = tmp_path / "checkpoint__0000.pth.tar"
     checkpoint = torch.load(path, weights_only=True)

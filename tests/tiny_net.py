@@ -1,7 +1,19 @@
-"""A network of one convolution, for tests that need a network but not what it learns."""
+"""Networks for tests that need a network but not what it learns."""
 
 from torch import nn
 from torchvision import models
+from torchvision.models._api import register_model
+
+ARCH, WIDTH = "shufflenet_small", 256  # for --arch; its number of features
+
+
+def small_shufflenet(weights=None, **how):
+    """A ShuffleNet with few and narrow layers, whose name is ARCH."""
+    return models.ShuffleNetV2([1, 1, 1], [8, 16, 32, 64, WIDTH], **how)
+
+
+small_shufflenet.__module__ = models.shufflenetv2.__name__  # one of those from which `architectures()` takes all
+register_model(ARCH)(small_shufflenet)
 
 
 class TinyNet(nn.Module):

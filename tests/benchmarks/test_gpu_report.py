@@ -14,7 +14,7 @@ from moco.benchmarks import gpu_report
 from moco.benchmarks.internal.gpu_report_job import PartFailed, PartSkipped
 from moco.benchmarks.internal.gpu_report_parts import PARTS, Part, steady
 from moco.benchmarks.internal.gpu_report_tables import markdown
-from tests.ranks import Program
+from tests.ranks import Program, alive
 
 MACHINE = {"device": "NVIDIA H100 80GB HBM3", "gpus": 1, "gpu_gb": 85.0, "torch": "2.14.1", "driver": "570.1"}
 MACHINE |= {"cpu": "AMD EPYC, 16 cores", "memory_gb": 135.0, "commit": "abc", "fast": "--fast"}
@@ -106,15 +106,6 @@ time.sleep(600)
     assert not (tmp_path / "work").exists()
     group = int((tmp_path / "pid").read_text())
     until(lambda: not alive(group))
-
-
-def alive(group):
-    """Whether a process group has a process."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def until(condition):

@@ -11,9 +11,9 @@ from moco.benchmarks.internal.original_project_step import OriginalMoCo, origina
 from moco.builder import MoCo
 from moco.engine.design_flags import PAPER_SIDES
 from moco.loss import contrastive_loss
-from tests.ranks import Program, run_ranks
+from tests.ranks import Program, quick_launches, run_ranks
 from tests.test_algorithm1 import DIM, K, M, N, T, images
-from tests.tiny_net import TinyNet
+from tests.tiny_net import ARCH, TinyNet
 
 TINY = [
     "-a",
@@ -31,10 +31,15 @@ TINY = [
 ]
 
 
+def measured(words):
+    with quick_launches():
+        bench_step.main(words)
+
+
 @pytest.mark.slow
 def test_it_prints_a_table_and_json():
-    more = ["--nproc", "2", "--enable-multicrop", "--json"]
-    code, out, error = Program(bench_step.main, [*TINY, *more]).finish(300)
+    more = ["-a", ARCH, "--nproc", "2", "--enable-multicrop", "--json"]
+    code, out, error = Program(measured, [*TINY, *more]).finish(300)
     assert code == 0, error
     lines = out.splitlines()
     figures = json.loads(lines[-1])
@@ -132,6 +137,8 @@ def test_its_help_has_the_flags_of_both_but_no_folder(call):
 @pytest.mark.slow
 def test_the_cost_of_splits_can_be_left_out():
     for more in ([], ["--skip-splits"]):
-        code, out, error = Program(bench_step.main, [*TINY, "--bn-splits", "2", "--json", *more]).finish(300)
+        code, out, error = Program(bench_step.main, [*TINY, "-a", ARCH, "--bn-splits", "2", "--json", *more]).finish(
+            300
+        )
         assert code == 0, error
         assert (json.loads(out.splitlines()[-1])["cost_of_splits"] is None) == bool(more)

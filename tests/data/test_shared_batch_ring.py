@@ -168,6 +168,7 @@ def test_a_batch_with_a_bad_image_gives_its_slot_back(imagenet, tmp_path):
         list(stopping)
     seen = at_once(stopping._iterator)  # torch's loader can be asked for the batches after the one that failed
     assert 1 <= len(seen) < 12 and free_slots(stopping.dataset.ring) == slots
+    stopping._iterator._shutdown_workers()  # a garbage collection would wait for the worker for 5 seconds
 
 
 def images(n, new):

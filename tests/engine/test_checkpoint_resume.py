@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from moco.engine.checkpoint_file_read import newest_intact, read
-from moco.engine.checkpoint_format import CheckpointError, state_dict_of
+from moco.engine.checkpoint_format import CheckpointError, checkpoint_of, state_dict_of
 from moco.engine.checkpoint_resume import check_resumable, restore
 from moco.optim import sgd
 from tests.engine.test_checkpoint_format import OPTIONS, moco, stepped
+from tests.tiny_net import ARCH
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +70,8 @@ def test_a_resume_that_does_not_fit_is_refused(saved):
         check(saved, {**OPTIONS, "lr": 9.0})
     with pytest.raises(CheckpointError, match=r"--batch-size times the nodes is 2, .* with 256"):
         check(saved, {**OPTIONS, "total_batch": 2})
-    with pytest.raises(CheckpointError, match="--arch resnet18, not resnet34"):
-        check(saved, {**OPTIONS, "arch": "resnet34"}, arch="resnet34", force=True)
-    with pytest.raises(CheckpointError, match=r"'c\.pth' is of --stem imagenet, not small; give --stem imagenet$"):
-        check(saved, {**OPTIONS, "stem": "small"}, stem="small", force=True)  # a file from before the flag
+    with pytest.raises(CheckpointError, match=f"--arch {ARCH}, not shufflenet_v2_x0_5"):
+        check(saved, {**OPTIONS, "arch": "shufflenet_v2_x0_5"}, arch="shufflenet_v2_x0_5", force=True)
     with pytest.raises(
         CheckpointError, match=r"queue has the shape \(8, 16\) in the checkpoint .*, but \(8, 32\) in this run"
     ):
@@ -90,6 +89,13 @@ def test_a_resume_that_does_not_fit_is_refused(saved):
     for broken in ({}, {"state": {}, "param_groups": [{"params": [0]}]}):
         with pytest.raises(CheckpointError, match="optimizer state"):
             check({**saved, "optimizer": broken})
+
+
+def test_a_resume_with_another_stem_is_refused(zero_weights):
+    options = {**OPTIONS, "arch": "resnet18"}
+    saved = checkpoint_of(5, *moco("resnet18"), options)  # as from before the flag
+    with pytest.raises(CheckpointError, match=r"'c\.pth' is of --stem imagenet, not small; give --stem imagenet$"):
+        check(saved, {**options, "stem": "small"}, arch="resnet18", stem="small", force=True)
 
 
 @pytest.mark.parametrize(

@@ -123,17 +123,17 @@ def test_files_that_can_not_be_moved_end_the_start(tmp_path, monkeypatch):
     assert os.path.exists(path)
 
 
-WORDS = ["-a", "resnet18", "--crop-size", "32", "-b", "48", "-j", "0", "-p", "1"]
+WORDS = ["-a", "resnet18", "--crop-size", "32", "-b", "12", "-j", "0", "-p", "1"]
 
 
 @pytest.fixture
-def train(imagenet, tmp_path, capsys, monkeypatch):
+def train(few_images, tmp_path, capsys, monkeypatch):
     """Runs a script with a tiny network in tmp_path; returns what it printed."""
 
     def train(script, *more):
         use_tiny_net(monkeypatch)
-        own = ["--moco-k", "48"] if script is main_moco else ["--pretrained", "none"]
-        script.main([str(imagenet), "--output-dir", str(tmp_path), *WORDS, *own, *map(str, more)])
+        own = ["--moco-k", "12"] if script is main_moco else ["--pretrained", "none"]
+        script.main([str(few_images), "--output-dir", str(tmp_path), *WORDS, *own, *map(str, more)])
         return capsys.readouterr().out
 
     return train

@@ -1,5 +1,6 @@
 """Processes on one node: signals are passed on, and if one dies, all end."""
 
+import contextlib
 import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
@@ -22,7 +23,7 @@ from moco.engine.early_signals import EXIT_CODE
 from moco.engine.launch_plan import Launch
 from moco.engine.launch_processes import start_processes
 from moco.engine.preemption import Stopped
-from tests.ranks import Program, quick_launches
+from tests.ranks import Program, alive, quick_launches
 
 
 def worker(device, how):
@@ -51,10 +52,11 @@ def launched(how):
         start_processes(worker, Launch("spawn", local=3, backend="gloo"), how)
 
 
-def launched_in_the_background():
-    """With processes that import everything again, and SIGINT ignored, as for a background job of a shell script."""
+def launched_in_the_background(really):
+    """With SIGINT ignored, as for a background job of a shell script; `really`: its processes import everything."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    start_processes(worker, Launch("spawn", local=2, backend="gloo"), "live")
+    with contextlib.nullcontext() if really else quick_launches():
+        start_processes(worker, Launch("spawn", local=2, backend="gloo"), "live")
 
 
 def print_compile_threads():
@@ -80,17 +82,16 @@ def gone(group, seconds=30):
     """Whether nothing is left of a process group by then."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
+        if not alive(group):
             return True
-        time.sleep(0.1)
+        time.sleep(0.02)
     return False
 
 
-def test_when_the_launcher_is_killed_all_end():
+@pytest.mark.parametrize("really", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_when_the_launcher_is_killed_all_end(really):
     """Also where SIGINT is ignored, as for a job that a shell script put into the background."""
-    program = Program(launched_in_the_background)
+    program = Program(launched_in_the_background, really)
     assert program.stdout.readline() == "together\n"
     os.kill(program.pid, signal.SIGKILL)
     program.wait()
@@ -215,7 +216,7 @@ def test_a_paused_process_is_ended_soon_unless_rank_0_may_still_write(monkeypatc
 
     codes = supervised(stopped, lambda: os.kill(os.getpid(), signal.SIGSTOP))
     assert codes == (EXIT_CODE, [EXIT_CODE, -signal.SIGKILL])
-    codes = supervised(lambda: time.sleep(1), stopped)
+    codes = supervised(lambda: time.sleep(0.6), stopped)
     assert codes == (EXIT_CODE, [0, EXIT_CODE])
     monkeypatch.setattr(launch_processes, "PATIENCE_WITH_RANK_0", 0.3)
     assert supervised(sleep, stopped) == (EXIT_CODE, [-signal.SIGKILL, EXIT_CODE])

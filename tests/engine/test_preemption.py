@@ -83,7 +83,11 @@ def test_alone_the_first_signal_is_noted_and_the_handlers_come_back(number, caps
     assert f"{signal_name(number)}: the run saves a checkpoint after one of the next steps" in capsys.readouterr().out
 
 
+ECHO = 0.3
+
+
 def stuck(temporary, store):
+    preemption.ECHO = ECHO
     open(temporary, "w").close()
     checkpoint_atomic_write._temporaries.add(temporary)
     store = dist.FileStore(store, 2)
@@ -97,7 +101,7 @@ def test_a_second_signal_ends_a_process_that_hangs_and_leaves_no_half_written_fi
     assert program.stdout.readline() == "listening\n"
     os.kill(program.pid, signal.SIGTERM)
     assert "ends it at once" in program.stdout.readline()
-    assert program.wait(preemption.ECHO + 0.5) is None
+    assert program.wait(ECHO + 0.3) is None
     os.kill(program.pid, signal.SIGTERM)
     assert program.wait(30) == EXIT_CODE
     assert not (tmp_path / "c.tmp").exists()
@@ -110,8 +114,8 @@ def interrupt(number):
     noticed(listener._target.__self__)
 
 
-def moco_words(imagenet, folder):
-    words = [str(imagenet), "-a", "resnet18", "--crop-size", "32", "-b", "24", "--moco-k", "64", "-j", "0", "-p", "2"]
+def moco_words(images, folder):
+    words = [str(images), "-a", "resnet18", "--crop-size", "32", "-b", "6", "--moco-k", "16", "-j", "0", "-p", "2"]
     return [*words, "--epochs", "3", "--seed", "2", "--output-dir", str(folder)]
 
 
@@ -125,9 +129,9 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("step, place", [(5, (1, 2)), (7, (2, 0))], ids=["within an epoch", "at its end"])
-def test_a_run_that_was_stopped_goes_on_to_the_same_end(step, place, imagenet, tmp_path, monkeypatch, capsys):
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(step, place, few_images, tmp_path, monkeypatch, capsys):
     tiny(monkeypatch)
-    main_moco.main(moco_words(imagenet, tmp_path / "whole"))
+    main_moco.main(moco_words(few_images, tmp_path / "whole"))
     train_step = main_moco.train_step
 
     def stopping(*args):
@@ -137,7 +141,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(step, place, imagenet, t
 
     monkeypatch.setattr(main_moco, "train_step", stopping)
     with pytest.raises(SystemExit) as stop:
-        main_moco.main(moco_words(imagenet, tmp_path / "stopped"))
+        main_moco.main(moco_words(few_images, tmp_path / "stopped"))
     assert stop.value.code == EXIT_CODE
     name = "checkpoint__last.pth.tar" if place[1] else "checkpoint__0001.pth.tar"
     path = tmp_path / "stopped" / name
@@ -145,12 +149,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(step, place, imagenet, t
     assert (saved["epoch"], saved["step"]) == place
     assert f"stopped by SIGTERM; {str(path)!r} is written" in capsys.readouterr().out
     monkeypatch.setattr(main_moco, "train_step", train_step)
-    main_moco.main([*moco_words(imagenet, tmp_path / "stopped"), "--resume", "auto"])
+    main_moco.main([*moco_words(few_images, tmp_path / "stopped"), "--resume", "auto"])
     assert equal(*(tmp_path / run / "checkpoint__0002.pth.tar" for run in ("whole", "stopped")))
     assert '"kind": "stop"' in (tmp_path / "stopped" / "log.jsonl").read_text()
 
 
-def test_a_signal_in_the_last_step_of_all_lets_the_run_end(imagenet, tmp_path, monkeypatch):
+def test_a_signal_in_the_last_step_of_all_lets_the_run_end(few_images, tmp_path, monkeypatch):
     tiny(monkeypatch)
     train_step = main_moco.train_step
 
@@ -160,16 +164,16 @@ def test_a_signal_in_the_last_step_of_all_lets_the_run_end(imagenet, tmp_path, m
         return train_step(*args)
 
     monkeypatch.setattr(main_moco, "train_step", stopping)
-    main_moco.main(moco_words(imagenet, tmp_path))
+    main_moco.main(moco_words(few_images, tmp_path))
     assert torch.load(tmp_path / "checkpoint__0002.pth.tar", weights_only=True)["epoch"] == 3
 
 
-def lincls_words(imagenet, folder):
-    words = [str(imagenet), "--pretrained", "none", "-a", "resnet18", "--crop-size", "32", "-b", "24", "-j", "0"]
+def lincls_words(images, folder):
+    words = [str(images), "--pretrained", "none", "-a", "resnet18", "--crop-size", "32", "-b", "6", "-j", "0"]
     return [*words, "--epochs", "2", "--seed", "2", "-p", "1", "--output-dir", str(folder)]
 
 
-def probe_stopped_in_validation(imagenet, folder):
+def probe_stopped_in_validation(few_images, folder):
     """One rank is signalled in the second epoch's first validation step; returns the exit code."""
     steps, cross_entropy = [], main_lincls.F.cross_entropy
 
@@ -181,7 +185,7 @@ def probe_stopped_in_validation(imagenet, folder):
 
     main_lincls.F.cross_entropy = stopping
     try:
-        script_in_rank(main_lincls, lincls_words(imagenet, folder), tiny=True)
+        script_in_rank(main_lincls, lincls_words(few_images, folder), tiny=True)
     except SystemExit as stop:
         return stop.code
     finally:
@@ -192,12 +196,12 @@ def probe(words):
     script_in_rank(main_lincls, words, tiny=True)
 
 
-def test_linear_classification_that_was_stopped_in_validation_goes_on_to_the_same_end(imagenet, tmp_path):
-    run_ranks(probe, 2, lincls_words(imagenet, tmp_path / "whole"))
-    assert run_ranks(probe_stopped_in_validation, 2, imagenet, tmp_path / "stopped") == [EXIT_CODE] * 2
+def test_linear_classification_that_was_stopped_in_validation_goes_on_to_the_same_end(few_images, tmp_path):
+    run_ranks(probe, 2, lincls_words(few_images, tmp_path / "whole"))
+    assert run_ranks(probe_stopped_in_validation, 2, few_images, tmp_path / "stopped") == [EXIT_CODE] * 2
     saved = torch.load(tmp_path / "stopped" / "checkpoint_last.pth.tar", weights_only=True)
     assert (saved["epoch"], saved["step"]) == (1, 4)
-    run_ranks(probe, 2, [*lincls_words(imagenet, tmp_path / "stopped"), "--resume", "auto"])
+    run_ranks(probe, 2, [*lincls_words(few_images, tmp_path / "stopped"), "--resume", "auto"])
     assert equal(*(tmp_path / run / "checkpoint.pth.tar" for run in ("whole", "stopped")))
     best = [torch.load(tmp_path / run / "checkpoint.pth.tar", weights_only=True) for run in ("whole", "stopped")]
     assert best[0]["best_acc1"] == best[1]["best_acc1"]

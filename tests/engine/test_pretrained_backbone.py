@@ -5,15 +5,20 @@ import torch
 from torchvision import models
 
 from moco.engine.architectures import architectures, make_network
-from moco.engine.checkpoint_format import CheckpointError
+from moco.engine.checkpoint_format import CheckpointError, checkpoint_of
 from moco.engine.pretrained_backbone import architecture_of, backbone_for, shapes_of, shapes_of_architecture, stem_of
-from tests.engine.test_checkpoint_format import moco, stepped
+from tests.engine.test_checkpoint_format import OPTIONS, moco
+
+pytestmark = pytest.mark.usefixtures("zero_weights")
 
 
-@pytest.fixture(scope="module")
-def saved():
-    torch.set_num_threads(1)
-    return stepped(*moco())
+@pytest.fixture
+def saved(zero_weights):
+    model, optimizer = moco("resnet18")
+    with torch.no_grad():
+        for i, tensor in enumerate(model.state_dict().values()):
+            tensor.fill_(i)  # so that each is another one
+    return checkpoint_of(5, model, optimizer, {**OPTIONS, "arch": "resnet18"})
 
 
 def backbone_files(saved):

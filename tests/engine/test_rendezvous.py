@@ -8,7 +8,7 @@ import pytest
 from moco.engine.rendezvous import RendezvousError, rendezvous
 
 
-def arrive(url, ranks, timeout=1.0):
+def arrive(url, ranks, timeout=0.5):
     """What each of `ranks`, a dict of ranks to their worlds, gets: a store or a message."""
     results = {}
 
@@ -47,7 +47,7 @@ def test_a_place_that_was_used_before_holds_nothing_of_it(tmp_path):
 def test_who_did_not_come_is_named(tmp_path):
     url = f"file://{tmp_path}/m"
     results = arrive(url, {0: 4, 2: 4})
-    message = f"rank 1, 3 of 4 processes did not arrive at {url} within --timeout 1 s; is every node started"
+    message = f"rank 1, 3 of 4 processes did not arrive at {url} within --timeout 0.5 s; is every node started"
     assert all(result.startswith(message) for result in results.values())
 
 

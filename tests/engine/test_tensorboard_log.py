@@ -42,28 +42,14 @@ def runs_in(folder):
 
 
 @pytest.fixture
-def train(imagenet, tmp_path, monkeypatch, call):
+def train(few_images, tmp_path, monkeypatch, call):
     """Trains a TinyNet for 2 epochs of 4 steps, with --tensorboard; returns what `call` returns."""
 
     def train(script, *more, folder=tmp_path, flags=("--tensorboard",)):
         use_tiny_net(monkeypatch)
-        words = [
-            imagenet,
-            "-a",
-            "resnet18",
-            "--crop-size",
-            "24",
-            "-b",
-            "24",
-            "-j",
-            "0",
-            "--epochs",
-            "2",
-            "--seed",
-            "3",
-        ]
-        own = ["--moco-k", "48"] if script is main_moco else ["--pretrained", "none"]
-        return call(script.main, *words, "-p", "1", *own, "--output-dir", folder, *flags, *more)
+        words = [few_images, "-a", "resnet18", "--crop-size", "24", "-b", "6", "-j", "0", "--epochs", "2"]
+        own = ["--moco-k", "12"] if script is main_moco else ["--pretrained", "none"]
+        return call(script.main, *words, "--seed", "3", "-p", "1", *own, "--output-dir", folder, *flags, *more)
 
     return train
 
@@ -83,15 +69,15 @@ def test_the_curves_are_the_figures_of_the_log(script, train, tmp_path):
     assert {"step/std", "step/negative"} <= curves.keys() if script is main_moco else "epoch/val_acc1" in curves
 
 
-def test_the_picture_shows_the_views_of_the_first_batch(train, tmp_path, imagenet):
+def test_the_picture_shows_the_views_of_the_first_batch(train, tmp_path, few_images):
     designs = ["--enable-multicrop", "--mini-crop-size", "16", "--enable-scalemix"]
-    train(main_moco, *designs, "--epochs", "1")
+    train(main_moco, *designs, "-b", "12", "--epochs", "1")
     plan = main_moco.view_plan(main_moco.build_parser().parse_args(["D", "--crop-size", "24", *designs]))
-    dataset = RandomViews(ImageFolder(imagenet / "train"), plan.views, seed=3)
+    dataset = RandomViews(ImageFolder(few_images / "train"), plan.views, seed=3)
     ((step, picture),) = read(runs_in(tmp_path)[0])[1]
-    assert step == 0 and picture.size == (8 * (24 + GAP), 8 * (24 + GAP))  # 1 + 6 + 1 views of 8 of the 24 images
+    assert step == 0 and picture.size == (8 * (24 + GAP), 8 * (24 + GAP))  # 1 + 6 + 1 views of 8 of the 12 images
     expected = torch.full((3, *reversed(picture.size)), 255, dtype=torch.uint8)
-    for row, address in enumerate(next(iter(EpochBatchSampler(96, 24, seed=3)))[:8]):
+    for row, address in enumerate(next(iter(EpochBatchSampler(24, 12, seed=3)))[:8]):
         for column, view in enumerate(dataset[address][0]):
             y, x, size = row * (24 + GAP), column * (24 + GAP), view.shape[-1]
             expected[:, y : y + size, x : x + size] = view

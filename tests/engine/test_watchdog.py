@@ -30,7 +30,7 @@ def store(tmp_path):
 def ends(monkeypatch):
     """Short periods. What would end this process is only counted; returns a function that waits for so many ends."""
     monkeypatch.setattr(watchdog, "LOOK", 0.05)
-    monkeypatch.setattr(watchdog, "GRACE", 0.5)
+    monkeypatch.setattr(watchdog, "GRACE", 0.3)
     monkeypatch.setattr(watchdog, "WRITE", 1000)  # until the watching process would kill this one
     codes = []
     monkeypatch.setattr(watchdog, "end_at_once", codes.append)
@@ -46,7 +46,7 @@ def ends(monkeypatch):
 
 def test_a_run_that_gets_on_is_left_alone(store, ends):
     with Watchdog(store, 0, 1, timeout=0.3):
-        for i in range(20):
+        for i in range(12):
             watchdog.at(0, i, STEP)
             time.sleep(0.05)
     assert ends(0) == [] and not store.check(["alarm"])
@@ -54,10 +54,10 @@ def test_a_run_that_gets_on_is_left_alone(store, ends):
 
 
 def test_each_stage_of_the_start_has_the_whole_time(store, ends):
-    with Watchdog(store, 0, 1, timeout=0.4):
+    with Watchdog(store, 0, 1, timeout=0.3):
         for stage in watchdog.STAGES:
             watchdog.at_start(stage)
-            time.sleep(0.2)
+            time.sleep(0.12)
     assert ends(0) == []
 
 
@@ -82,8 +82,8 @@ def test_the_place_survives_its_way_through_the_shared_memory(store):
 
 def test_a_watching_process_that_fails_says_so(store, ends, monkeypatch, capfd):
     monkeypatch.setattr(Watchdog, "_look", lambda _: {}["nothing"])
-    with Watchdog(store, 3, 4, timeout=60):
-        time.sleep(1)
+    with Watchdog(store, 3, 4, timeout=60) as dog:
+        os.waitid(os.P_PID, dog.watcher, os.WEXITED | os.WNOWAIT)
     assert "warning: nobody watches rank 3 any more: Traceback" in capfd.readouterr().err
 
 
@@ -115,9 +115,9 @@ def test_another_ranks_failure_ends_this_one_where_it_would_hang(store, ends, ca
 def test_a_process_that_ends_by_itself_is_not_ended(store, ends):
     with pytest.raises(KeyError), Watchdog(store, 1, 3, timeout=60):
         raise KeyError
-    with Watchdog(store, 0, 3, timeout=60):
+    with Watchdog(store, 2, 3, timeout=60):
         time.sleep(0.2)  # it has seen the alarm and waits for an orderly end
-    time.sleep(0.6)
+    time.sleep(watchdog.GRACE)
     assert ends(0) == []
 
 
@@ -158,7 +158,7 @@ def test_without_its_store_a_process_ends(ends, capfd):
 
 def test_a_store_that_does_not_answer_is_named_only_where_the_run_hangs(ends, capfd):
     with Watchdog(Store(frozen=True), 1, 3, timeout=60):
-        time.sleep(1)
+        time.sleep(2 * watchdog.GRACE)
     assert ends(0) == []
     with Watchdog(Store(frozen=True), 1, 3, timeout=0.1):
         assert ends(1) == [1]

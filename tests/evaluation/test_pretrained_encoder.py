@@ -8,8 +8,7 @@ from moco.builder import MoCo
 from moco.engine.checkpoint_format import CheckpointError, checkpoint_of
 from moco.engine.pretrained_backbone import SOURCE, TARGET
 from moco.evaluation.pretrained_encoder import open_encoder
-
-ARCH = "shufflenet_v2_x0_5"
+from tests.tiny_net import ARCH, WIDTH
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_a_file_that_says_nothing_of_itself(tmp_path, model):
     path = str(tmp_path / "bare.pth")
     torch.save({n: t for n, t in model.encoder_q.state_dict().items() if not n.startswith("fc.")}, path)
     encoder = open_encoder(path)
-    assert (encoder.arch, encoder.crop_size, encoder.dim) == (ARCH, 224, 1024)
+    assert (encoder.arch, encoder.crop_size, encoder.dim) == (ARCH, 224, WIDTH)
     with pytest.raises(CheckpointError, match="has no projector; give a checkpoint"):
         open_encoder(path, projected=True)
     with pytest.raises(CheckpointError, match="has no target encoder; give a checkpoint"):

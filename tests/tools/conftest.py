@@ -13,8 +13,8 @@ from torchvision import models
 from moco.builder import MoCo
 from moco.engine.checkpoint_format import checkpoint_of
 from tests.ranks import Program, quick_launches
+from tests.tiny_net import ARCH
 
-ARCH = "shufflenet_v2_x0_5"
 CLOSE = {"rtol": 1e-3, "atol": 3e-4}  # of features, which are of the order of 1, in batches of any size
 
 

@@ -19,7 +19,7 @@ from tests.tools.internal.test_export_formats import torchvision_name
 NET, OTHER, SHUFFLENET = "resnet18", "regnet_y_400mf", "shufflenet_v2_x0_5"
 OPTIONS = {"crop_size": 48, "enable_multicrop": True, "enable_scalemix": False, "enable_asym_bn": True}
 OURS, PUBLISHED = "ours.pth.tar", "published.pth"
-IMAGES = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def moco(arch):
@@ -64,10 +64,9 @@ def runs(trained, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _in_a_new_folder(tmp_path, monkeypatch):
+def _in_a_new_folder(tmp_path, monkeypatch, zero_weights):
     monkeypatch.chdir(tmp_path)
-    for init in ("kaiming_normal_", "kaiming_uniform_"):  # takes most of the time, and all weights are then loaded
-        monkeypatch.setattr(torch.nn.init, init, lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr(export, "PIXELS", 32)
 
 
 def features(network, images=IMAGES):

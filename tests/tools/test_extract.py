@@ -14,7 +14,8 @@ from torchvision import models
 
 from moco.builder import add_projector
 from moco.tools import extract
-from tests.tools.conftest import ARCH, CLOSE
+from tests.tiny_net import ARCH, WIDTH
+from tests.tools.conftest import CLOSE
 from tests.tools.frequent_progress import often
 
 
@@ -62,8 +63,8 @@ def test_each_row_is_the_feature_of_its_image(
     of, tensors = f" of {len(classes)} classes" if classes else "", len(encoder.state_dict())
     assert text.splitlines() == [
         f"images: {len(paths)}{of} in '{root}'",
-        f"encoder: {ARCH} with {tensors} tensors of '{checkpoints['own']}', 1024 features, images of 32 px",
-        f"wrote {tmp_path}/{out}: {len(paths)} x 1,024 features, float32",
+        f"encoder: {ARCH} with {tensors} tensors of '{checkpoints['own']}', {WIDTH} features, images of 32 px",
+        f"wrote {tmp_path}/{out}: {len(paths)} x {WIDTH} features, float32",
     ]
     found = load(tmp_path / out)
     assert found["paths"].tolist() == [f"{root}/{path}" for path in paths]
@@ -120,9 +121,11 @@ def test_odd_names(checkpoints, imagenet, tmp_path, feature_of, call, refused):
     assert load(tmp_path / "folder")["paths"].tolist() == [f"{root}/{name}" for name in (*sorted(ODD[1:3]), ODD[0])]
 
 
-def test_train_and_val_as_classes_are_noted(checkpoints, imagenet, tmp_path, call):
-    code, text, _ = call(extract.main, checkpoints["own"], imagenet, "--out", tmp_path / "f.npz", "-j", 0)
-    assert code == 0 and f"note: the labels are the folders of '{imagenet}', such as train and val, not" in text
+def test_train_and_val_as_classes_are_noted(imagenet, tmp_path, call):
+    words = ["none", imagenet, "-a", "shufflenet_v2_x0_5", "--crop-size", 32, "-j", 0]
+    code, text, _ = call(extract.main, *words, "--out", tmp_path / "f.npz")
+    assert code == 0 and "132 x 1,024 features" in text
+    assert f"note: the labels are the folders of '{imagenet}', such as train and val, not" in text
 
 
 def earlier(folder):
@@ -269,7 +272,7 @@ def test_a_folder_whose_name_has_a_dot(checkpoints, imagenet, tmp_path, call):
     [("f.npz", [], 8), ("folder", [], 4), ("folder", ["--half"], 2), ("f.npz", ["--half"], 4)],
 )
 def test_too_little_space(out, flags, size, checkpoints, imagenet, tmp_path, refused, monkeypatch, call):
-    words, needed = [checkpoints["own"], imagenet / "val", "-j", 0, "--out", tmp_path / out, *flags], 36 * 1024 * size
+    words, needed = [checkpoints["own"], imagenet, "-j", 0, "--out", tmp_path / out, *flags], 132 * WIDTH * size
     free = [needed - 1]
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(0, 0, free[0]))
     message = f"the features need {needed / 1e6:.1f} MB, but the disk of '{tmp_path}' has {free[0] / 1e6:.1f} MB "

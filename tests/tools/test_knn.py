@@ -12,7 +12,7 @@ from moco.evaluation.knn import knn_accuracy
 from moco.evaluation.pretrained_encoder import open_encoder
 from moco.loader import central_loader
 from moco.tools import knn
-from tests.tools.conftest import ARCH
+from tests.tiny_net import ARCH, WIDTH
 from tests.tools.frequent_progress import often
 
 LINE = re.compile(r"^ \* kNN Acc@1 (\d+\.\d{3}) Acc@5 (\d+\.\d{3}) k (\d+)$", re.M)
@@ -21,7 +21,7 @@ LINE = re.compile(r"^ \* kNN Acc@1 (\d+\.\d{3}) Acc@5 (\d+\.\d{3}) k (\d+)$", re
 def expected(network, imagenet, ks, size=32):
     """The result of moco.evaluation.knn, in the form of the last line of --json."""
     loaders = [central_loader(ImageFolder(imagenet / split), size, 9, 0) for split in ("val", "train")]
-    accuracies, _ = knn_accuracy(network, 1024, *loaders, ks, torch.device("cpu"))
+    accuracies, _ = knn_accuracy(network, WIDTH, *loaders, ks, torch.device("cpu"))
     results = [{"k": k, "acc1": acc1, "acc5": acc5} for k, (acc1, acc5) in zip(ks, accuracies, strict=True)]
     return {**results[0], "results": results}
 
@@ -47,14 +47,14 @@ def test_the_figures_are_those_of_the_checkpoint(kind, checkpoints, imagenet, en
     assert out.splitlines()[:3] == [
         f"images: 96 of 12 classes in '{imagenet}/train'",
         f"images: 36 of 12 classes in '{imagenet}/val'",
-        f"encoder: {ARCH} with {tensors} tensors of '{checkpoints[kind]}', 1024 features, images of 32 px",
+        f"encoder: {ARCH} with {tensors} tensors of '{checkpoints[kind]}', {WIDTH} features, images of 32 px",
     ]
 
 
 def test_a_random_encoder_and_a_flag_that_overrules_the_file(checkpoints, imagenet, encoder, call):
     flags = ["-a", ARCH, "--crop-size", 40, "-j", 0]
     code, out, error = call(knn.main, "none", imagenet, *flags, "--json")
-    assert (code, error) == (0, "") and "with random weights, 1024 features, images of 40 px" in out
+    assert (code, error) == (0, "") and f"with random weights, {WIDTH} features, images of 40 px" in out
     check(out, expected(open_encoder("none", ARCH, 40).network, imagenet, [20], 40), imagenet, 40)
     code, out, error = call(knn.main, checkpoints["own"], imagenet, *flags)
     assert (code, error) == (0, "") and "images of 40 px" in out
@@ -136,7 +136,7 @@ def test_flags_that_it_refuses(flags, message, checkpoints, imagenet, refused):
     refused("knn", [checkpoints["own"], imagenet, *flags], message)
 
 
-def test_features_that_fill_the_memory_are_refused(checkpoints, imagenet, refused, monkeypatch):
+def test_features_that_fill_the_memory_are_refused(imagenet, refused, monkeypatch):
     monkeypatch.setattr(knn, "process_memory", lambda processes: 1000 // processes)
     message = f"the features of the 36 images of '{imagenet}/val' need 0.1 MB in each process, more than a quarter"
-    refused("knn", [checkpoints["own"], imagenet, "--nproc", 2], message)
+    refused("knn", ["none", imagenet, "-a", "shufflenet_v2_x0_5", "--nproc", 2], message)

@@ -16,7 +16,7 @@ from moco.data.file_list import ImageFolder
 from moco.evaluation.pretrained_encoder import open_encoder
 from moco.tools import neighbours
 from moco.tools.neighbours import GAP, LINE, MARGIN, QUERY, SAME, SIDE
-from tests.tools.conftest import ARCH
+from tests.tiny_net import ARCH, WIDTH
 from tests.tools.frequent_progress import often
 
 
@@ -187,7 +187,7 @@ def interrupted():
 
     def encode(*_, **__):
         os.killpg(os.getpgrp(), signal.SIGINT)
-        yield torch.tensor([0]), torch.zeros(1, 1024)
+        yield torch.tensor([0]), torch.zeros(1, WIDTH)
 
     neighbours.encode = encode
 

@@ -43,6 +43,7 @@ def network(small):
     return network.eval()
 
 
+@pytest.mark.usefixtures("zero_weights")
 @pytest.mark.parametrize("kind", ["own", "bare"])
 def test_extract_follows_the_file(kind, small, network, feature_of, imagenet, tmp_path, call):
     size = [] if kind == "own" else ["--crop-size", SIZE]
@@ -72,17 +73,21 @@ def test_knn_and_neighbours_follow_the_file(small, imagenet, tmp_path, call, mon
     assert (random.stem, random.tensors, random.network.conv1.stride) == ("small", 0, (1, 1))
 
 
+@pytest.mark.usefixtures("zero_weights")
 @pytest.mark.parametrize("kind", ["own", "bare"])
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_the_exported_file_loads_by_the_lines_that_are_shown(library, kind, small, network, tmp_path, call):
+def test_the_exported_file_loads_by_the_lines_that_are_shown(
+    library, kind, small, network, tmp_path, call, monkeypatch
+):
     if library in ("timm", "safetensors"):
         pytest.importorskip(library)
+    monkeypatch.setattr(export, "PIXELS", 16)
     path = str(tmp_path / LIBRARIES[library])
     code, out, error = call(export.main, small[kind], path, "--to", library)
     assert (code, error) == (0, "") and f"wrote {path!r}: encoder_q of resnet18 with the small stem, " in out
     names = {}
     exec(out.partition("\n\nLoad it in Python:\n")[2], names)
-    loaded, images = names["model"], torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    loaded, images = names["model"], torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     loaded.fc = torch.nn.Identity()
     torch.testing.assert_close(loaded.eval()(images), network(images))
     if library == "safetensors":
@@ -90,6 +95,7 @@ def test_the_exported_file_loads_by_the_lines_that_are_shown(library, kind, smal
             assert file.metadata()["stem"] == "small"
 
 
+@pytest.mark.usefixtures("zero_weights")
 @pytest.mark.parametrize(
     "main, words, message",
     [
@@ -143,6 +149,7 @@ def test_random_weights_have_the_stem_of_the_flag(imagenet, call):
     assert torch.equal(first, again) and first.shape == (64, 3, 3, 3)
 
 
+@pytest.mark.usefixtures("zero_weights")
 def test_linear_classification_follows_the_file_and_its_own_checkpoint(small, network, imagenet, tmp_path, call):
     words = [
         imagenet,
@@ -174,6 +181,7 @@ def test_linear_classification_follows_the_file_and_its_own_checkpoint(small, ne
     assert code == 2 and "is of --stem small, not imagenet; give --stem small" in error
 
 
+@pytest.mark.usefixtures("zero_weights")
 def test_a_file_of_before_the_flag_has_the_usual_stem(imagenet, tmp_path, call):
     """Linear classification of weights of torchvision, which say nothing."""
     torch.save(make_network(NET).state_dict(), tmp_path / "w.pth")

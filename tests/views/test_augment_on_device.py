@@ -103,23 +103,34 @@ def test_crops_are_pillows():
         assert gap.mean() <= 0.5 and gap.max() <= 1
 
 
-def both_paths(plan, images, draws_each, seed=0, device="cpu"):
-    """Each view of the plan on both paths, uint8 levels: lists of M x 3 x size x size, tensor and PIL."""
+def drawn(plan, images, draws_each, seed):
+    """Yields (image, the draws of the plan's views) for M = len(images) * draws_each draws."""
+    for i in range(len(images) * draws_each):
+        image, rng = images[i // draws_each], np.random.default_rng((seed, i))
+        yield image, [draw_view(v, *image.size, rng.random(uniforms_needed(v)).tolist()) for v in plan.views]
+
+
+def tensor_path(plan, images, draws_each, seed=0, device="cpu"):
+    """Each view of the plan by the tensor path: a list of M x 3 x size x size, normalised."""
     layout = Layout(plan.views)
     n = len(images) * draws_each
     crops = {s: torch.empty(n, len(r), s, s, 3, dtype=torch.uint8) for s, r in layout.rows.items()}
-    rows, expected = [], []
-    for i in range(n):
-        image = images[i // draws_each]
-        rng = np.random.default_rng((seed, i))
-        draws = [draw_view(v, *image.size, rng.random(uniforms_needed(v)).tolist()) for v in plan.views]
+    rows = []
+    for i, (image, draws) in enumerate(drawn(plan, images, draws_each, seed)):
         pixels = TF.pil_to_tensor(image).permute(1, 2, 0).contiguous()
         layout.crop(pixels, draws, {size: x[i] for size, x in crops.items()})
         rows.append(layout.rows_of(draws))
-        expected.append([render(d, v.size, image) for d, v in zip(draws, plan.views, strict=True)])
-    ours = layout.finish({size: x.to(device) for size, x in crops.items()}, torch.tensor(rows))
-    theirs = [normalize_images(torch.stack(views)) for views in zip(*expected, strict=True)]
-    return [x.cpu() for x in ours], theirs
+    views = layout.finish({size: x.to(device) for size, x in crops.items()}, torch.tensor(rows))
+    return [x.cpu() for x in views]
+
+
+def pil_path(plan, images, draws_each, seed=0):
+    """As `tensor_path`, by PIL."""
+    views = [
+        [render(d, v.size, image) for d, v in zip(draws, plan.views, strict=True)]
+        for image, draws in drawn(plan, images, draws_each, seed)
+    ]
+    return [normalize_images(torch.stack(view)) for view in zip(*views, strict=True)]
 
 
 def levels(x):
@@ -140,7 +151,8 @@ def plans():
 @pytest.mark.parametrize("name", plans())
 def test_whole_recipes_are_pillows(name, device):
     images = [photograph(160, 120, seed=s) for s in range(4)]
-    for ours, theirs in zip(*both_paths(plans()[name], images, 12, device=device), strict=True):
+    plan = plans()[name]
+    for ours, theirs in zip(tensor_path(plan, images, 12, device=device), pil_path(plan, images, 12), strict=True):
         gaps = levels(ours - theirs).mean((1, 2, 3))
         # Equalize and autocontrast stretch a last bit where a crop has few levels, in any implementation.
         assert gaps.mean() <= 0.75 and gaps.quantile(0.9) <= 1.5
@@ -161,18 +173,18 @@ def test_both_paths_have_the_same_distribution(view):
     """Over thousands of draws, not the same ones, on several images: each statistic within its sampling error."""
     images = [photograph(60, 45, seed=s) for s in range(3)]
     plan = SimpleNamespace(views=(view,))
-    ours = statistics(both_paths(plan, images, 700, seed=1)[0][0])
-    theirs = statistics(both_paths(plan, images, 700, seed=2)[1][0])
+    ours = statistics(tensor_path(plan, images, 700, seed=1)[0])
+    theirs = statistics(pil_path(plan, images, 700, seed=2)[0])
     error = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()
     assert ((ours.mean(0) - theirs.mean(0)).abs() < 4.5 * error).all()
 
 
 def test_a_result_does_not_depend_on_its_batch(monkeypatch):
     plan, images = plans()["all"], [photograph(160, 120)]
-    whole, _ = both_paths(plan, images, 9)
+    whole = tensor_path(plan, images, 9)
     monkeypatch.setattr(augment_on_device, "PIXELS_AT_ONCE", 4 * 48 * 48)
-    parts, _ = both_paths(plan, images, 9)
-    fewer, _ = both_paths(plan, images, 2)
+    parts = tensor_path(plan, images, 9)
+    fewer = tensor_path(plan, images, 2)
     for a, b, c in zip(whole, parts, fewer, strict=True):
         assert levels(a - b).mean() < 0.01 and levels(a[:2] - c).mean() < 0.01
 

@@ -12,7 +12,8 @@ from moco.evaluation.pretrained_encoder import open_encoder
 from moco.tools.internal import encoder_program
 from moco.tools.internal.encoder_program import EncoderParser, Encoding, launch_of, start
 from tests.ranks import run_ranks
-from tests.tools.conftest import ARCH, CLOSE
+from tests.tiny_net import ARCH
+from tests.tools.conftest import CLOSE
 
 TOOLS = ["knn", "extract", "neighbours"]
 
