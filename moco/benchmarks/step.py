@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import main_moco
 from moco.benchmarks.internal import measuring
-from moco.benchmarks.internal.measuring import allocated, hardware, peak_memory, product_tflops, timed, traffic
+from moco.benchmarks.internal.measuring import allocated, peak_memory, product_tflops, timed, traffic
 from moco.benchmarks.internal.original_project_step import OriginalMoCo, gather, original_step
 from moco.builder import add_projector
 from moco.distributed import from_rank_0, is_initialized, rank
@@ -40,6 +40,7 @@ from moco.engine.architectures import check_stem, make_network
 from moco.engine.command_line import number
 from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.design_flags import PAPER_SIDES, designs_of, in_words
+from moco.engine.hardware import hardware
 from moco.engine.launch_plan import plan_launch
 from moco.engine.launch_processes import start_processes
 from moco.engine.progress import Progress

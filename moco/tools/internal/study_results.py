@@ -1,0 +1,60 @@
+"""Collects the results of a study: from the files that the stages left to results.jsonl, table.md and study.png."""
+
+import contextlib
+import glob
+import json
+import os
+
+from moco.engine.checkpoint_atomic_write import save
+from moco.tools.internal.study_runs import RANDOM, folder_of, paper_runs, parse_run
+from moco.tools.internal.study_settings import FILE, locked
+from moco.tools.internal.study_stages import STAGES
+
+RESULTS = "results.jsonl"
+
+
+def write_results(study):
+    """Writes the results of all runs in the folder `study.out`; returns lines that say what was written."""
+    with locked(study.out):
+        results = collect(study.out)
+        text = "".join(json.dumps(line) + "\n" for line in results)
+        write_text(os.path.join(study.out, RESULTS), text)
+    return [f"wrote {os.path.join(study.out, RESULTS)}: {len(results)} results"]
+
+
+def write_text(path, text):
+    """Writes a text; the file is always complete."""
+    save(text, path, lambda text, file: file.write(text.encode()))
+
+
+def collect(out):
+    """The results of all runs in the folder `out` that are evaluated.
+
+    Returns:
+        A list of dicts, in the order of the preset, then of the names and of the seeds: `run`, `designs` (a dict
+        from names to sides), `seed`, all figures of the stages, `stages` (for each its seconds, hardware, versions
+        and commit), and `settings`.
+    """
+    with open(os.path.join(out, FILE)) as file:
+        settings = json.load(file)
+    results = []
+    for folder in glob.glob(os.path.join(glob.escape(out), "*", "seed*")):
+        name, seed = os.path.basename(os.path.dirname(folder)).replace("-", ":"), os.path.basename(folder)[4:]
+        with contextlib.suppress(ValueError, FileNotFoundError):  # no folder of a run, or not evaluated yet
+            designs = parse_run(name) if name != RANDOM else {}
+            with open(os.path.join(out, folder_of(name, int(seed)), "evaluation.json")):
+                results.append({"run": name, "designs": designs, "seed": int(seed), **figures_of(folder)})
+    known = [RANDOM, *paper_runs()]
+    order = {name: place for place, name in enumerate(known)}
+    results.sort(key=lambda line: (order.get(line["run"], len(known)), line["run"], line["seed"]))
+    return [{**line, "settings": settings} for line in results]
+
+
+def figures_of(folder):
+    """The figures of all stages of a run, and `stages`: what else is known of each stage."""
+    figures, stages = {}, {}
+    for stage in STAGES:
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, f"{stage}.json")) as file:
+            stages[stage] = json.load(file)
+            figures |= stages[stage].pop("figures")
+    return {**figures, "stages": stages}

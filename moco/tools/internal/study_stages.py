@@ -1,0 +1,129 @@
+"""The stages of a run of a study. Each leaves a file STAGE.json in the run's folder, so that none is done twice."""
+
+import os
+import platform
+import time
+from types import SimpleNamespace
+
+import torch
+import torchvision
+
+from moco.data.image_places import labelled_images
+from moco.distributed import copy_to_device, rank
+from moco.engine.checkpoint_names import CheckpointNames
+from moco.engine.hardware import hardware
+from moco.engine.json_log import git_commit
+from moco.evaluation.feature_accuracy import accuracies, folds_of
+from moco.evaluation.features import encode_all
+from moco.evaluation.pretrained_encoder import open_encoder
+from moco.pipe_safe_print import say
+from moco.tools.internal.encoder_program import start
+from moco.tools.internal.run_log import read_log
+from moco.tools.internal.study_programs import run_program
+from moco.tools.internal.study_runs import BASELINE, RANDOM, design_flags, folder_of
+from moco.tools.internal.study_settings import write_json
+
+STAGES = ("pretraining", "evaluation", "lincls")
+BATCH = 256  # images per step of the evaluation
+
+
+def missing_stages(study, name, seed):
+    """The stages of a run that are not done yet, as a list of (name of the run, stage).
+
+    The random encoder of a seed belongs to its baseline, which starts from it.
+
+    Args:
+        study: a Study. name: of the run. seed: of the run.
+    """
+    stages = [stage for stage in STAGES if stage != "lincls" or study.lincls is not None]
+    wanted = [(RANDOM, stage) for stage in stages[1:] if name == BASELINE] + [(name, stage) for stage in stages]
+    return [(run, stage) for run, stage in wanted if not os.path.exists(path_of(study, run, seed, stage))]
+
+
+def path_of(study, name, seed, stage):
+    """The path of the result of a stage."""
+    return os.path.join(study.out, folder_of(name, seed), f"{stage}.json")
+
+
+def perform(study, name, seed, stage):
+    """Does one stage of a run, and writes its result.
+
+    Raises:
+        ProgramFailed, CheckpointError: it can't be done. SystemExit: as `start`.
+    """
+    path = path_of(study, name, seed, stage)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    say(f"{name}, seed {seed}: {stage}")
+    {"pretraining": pretrain, "evaluation": evaluate, "lincls": classify}[stage](study, name, seed, path)
+
+
+def finish(path, seconds, **figures):
+    """Writes the result of a stage: its figures, the seconds that it took, and on what it ran."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    about = {"seconds": round(seconds, 1), "hardware": hardware(device), "versions": versions, "git": git_commit()}
+    write_json(path, {"figures": figures, **about})
+
+
+def checkpoint_of(study, name, seed):
+    """The path of the last checkpoint of a run; "none", random weights, for the random encoder."""
+    if name == RANDOM:
+        return "none"
+    folder = os.path.join(study.out, folder_of(name, seed))
+    return CheckpointNames(folder, "checkpoint_", numbered=True).of_epoch(study.options.epochs - 1)
+
+
+def pretrain(study, name, seed, path):
+    """Pretraining by main_moco.py. Its seconds are those of all training steps, over all interruptions."""
+    folder = os.path.dirname(path)
+    if not os.path.exists(checkpoint_of(study, name, seed)):
+        own = [*design_flags(name), "--seed", str(seed), "--resume", "auto", "--output-dir", folder]
+        run_program(["main_moco.py", "--keep", "1", *study.flags, *own, study.data], f"{folder}/pretraining.log")
+    log = read_log(folder)[-1]
+    last = [line for *_, line in log.lines if line["kind"] == "epoch"][-1]
+    seconds = log.steps_per_epoch * log.curve("epoch", "seconds")[1].sum()
+    finish(path, seconds, **{key: last[key] for key in ("loss", "variance_source", "variance_target") if key in last})
+
+
+def evaluate(study, name, seed, path):
+    """kNN and logistic regression on the features of the frozen encoder."""
+    options = study.options
+    flags = {"arch": options.arch, "crop_size": options.crop_size, "stem": options.stem, "seed": seed}
+    encoder = open_encoder(checkpoint_of(study, name, seed), **flags)
+    folders = [labelled_images(study.labelled, split) for split in ("train", "val")]
+    args = SimpleNamespace(nproc=None, batch_size=BATCH, workers=options.workers)
+    args.skip, args.folds, args.path = options.on_bad_image == "skip", study.folds, path
+    start(encode_and_classify, args, encoder, folders)
+
+
+def encode_and_classify(encoding, folders):
+    """One process of `evaluate`. The processes share the encoding; rank 0 does the rest, and writes the result."""
+    started, args, encoder, device = time.monotonic(), encoding.args, encoding.encoder, encoding.device
+    loaders = [encoding.loader(folder, "evaluation", args.skip) for folder in folders]
+    done, labels, features = encoding.progress("evaluation", *loaders), [], []
+    for folder, loader in zip(folders, loaders, strict=True):
+        indices, x = encode_all(encoder.network, encoder.dim, loader, device, step_done=done)
+        labels.append(torch.from_numpy(folder.labels).long()[indices])
+        features.append(x)
+    if rank() == 0:
+        train = len(labels[0])
+        labels, features = torch.cat(labels), torch.cat(features)
+        part = folds_of(labels, args.folds) if args.folds else (torch.arange(len(labels)) >= train).long()
+        parts = [copy_to_device(part == n, device) for n in (range(args.folds) if args.folds else (1,))]
+        found = accuracies(features, copy_to_device(labels, device), len(folders[0].classes), parts)
+        left_out = sum(map(len, folders)) - len(labels)
+        say(f" * kNN Acc@1 {found['knn_acc1']:.3f} Acc@5 {found['knn_acc5']:.3f}, regression Acc@1 "
+            f"{found['regression_acc1']:.3f}")
+        finish(args.path, time.monotonic() - started, **found, **({"left_out": left_out} if left_out else {}))
+
+
+def classify(study, name, seed, path):
+    """Linear classification by main_lincls.py; its figure is the best validation accuracy, as the script reports."""
+    started, folder, options = time.monotonic(), os.path.join(os.path.dirname(path), "lincls"), study.options
+    network = ["-a", options.arch, "--stem", options.stem, "--crop-size", str(options.crop_size)]
+    own = ["--pretrained", checkpoint_of(study, name, seed), "--seed", str(seed), "--output-dir", folder]
+    os.makedirs(folder, exist_ok=True)
+    words = ["main_lincls.py", *network, "-j", str(options.workers), *study.lincls, *own, "--resume", "auto"]
+    run_program([*words, study.labelled], f"{folder}.log")
+    best = read_log(folder)[-1].curve("epoch", "val_acc1")[1].max()
+    finish(path, time.monotonic() - started, linear_acc1=best)
