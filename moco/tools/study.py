@@ -24,7 +24,6 @@ import shlex
 
 from moco.engine.checkpoint_format import CheckpointError
 from moco.engine.command_line import SEED, Parser, number, output_folder
-from moco.engine.early_signals import EXIT_CODE
 from moco.engine.launch_plan import cores
 from moco.engine.stop_signals_raise import stop_signals_raise
 from moco.pipe_safe_print import say

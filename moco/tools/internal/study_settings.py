@@ -9,7 +9,6 @@ import os
 import shlex
 from dataclasses import dataclass
 
-import main_lincls
 import main_moco
 from moco.engine.checkpoint_atomic_write import save
 from moco.engine.result_changing_options import label, result_options, shown

@@ -60,7 +60,11 @@ def perform(study, name, seed, stage):
 def finish(path, seconds, **figures):
     """Writes the result of a stage: its figures, the seconds that it took, and on what it ran."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
     about = {"seconds": round(seconds, 1), "hardware": hardware(device), "versions": versions, "git": git_commit()}
     write_json(path, {"figures": figures, **about})
 
@@ -112,8 +116,10 @@ def encode_and_classify(encoding, folders):
         parts = [copy_to_device(part == n, device) for n in (range(args.folds) if args.folds else (1,))]
         found = accuracies(features, copy_to_device(labels, device), len(folders[0].classes), parts)
         left_out = sum(map(len, folders)) - len(labels)
-        say(f" * kNN Acc@1 {found['knn_acc1']:.3f} Acc@5 {found['knn_acc5']:.3f}, regression Acc@1 "
-            f"{found['regression_acc1']:.3f}")
+        say(
+            f" * kNN Acc@1 {found['knn_acc1']:.3f} Acc@5 {found['knn_acc5']:.3f}, regression Acc@1 "
+            f"{found['regression_acc1']:.3f}"
+        )
         finish(args.path, time.monotonic() - started, **found, **({"left_out": left_out} if left_out else {}))
 
 
