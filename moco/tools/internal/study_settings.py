@@ -24,7 +24,11 @@ OWN = {  # options of main_moco.py that the study sets itself, and what to do in
     **dict.fromkeys(("output_dir", "tag", "resume", "start_epoch", "dry_run"), "leave it out"),
 }
 VARY = {"design", "seed", "bn_splits"}  # these differ between runs, or are compared in another form
-GROUPS = "number of batch-norm groups (--nproc times --bn-splits)"
+WORDS = {  # settings that are not exactly one flag of main_moco.py
+    "groups": "the number of batch-norm groups (--nproc times --bn-splits)",
+    "train": "the number of labelled images in train",
+    "val": "the number of labelled images in val",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def check_flags(data, out, flags, names):
 
 
 def settings_of(study):
-    """The settings that must stay the same, by stage: a dict of dicts from the words for a setting to its value.
+    """The settings that must stay the same, by stage: a dict of dicts.
 
     Raises:
         OSError, ValueError: the labelled images are missing, or do not fit.
@@ -86,12 +90,11 @@ def settings_of(study):
         check_k([K], train, "kNN with k")
     elif study.folds > len(train) + len(val):
         raise ValueError(f"--folds {study.folds} is more than the {len(train) + len(val)} labelled images; give fewer")
-    pretraining = {label(name): value for name, value in result_options(options).items() if name not in VARY}
-    images = {"the number of labelled images in train": len(train), "the number of those in val": len(val)}
+    pretraining = {name: value for name, value in result_options(options).items() if name not in VARY}
     return {
-        "pretraining": {**pretraining, GROUPS: (options.nproc or 1) * options.bn_splits},
-        "evaluation": {**images, "--folds": study.folds},
-        **({} if study.lincls is None else {"lincls": {"--lincls": shlex.join(study.lincls)}}),
+        "pretraining": {**pretraining, "groups": (options.nproc or 1) * options.bn_splits},
+        "evaluation": {"train": len(train), "val": len(val), "folds": study.folds},
+        **({} if study.lincls is None else {"lincls": {"lincls": shlex.join(study.lincls)}}),
     }
 
 
@@ -107,13 +110,13 @@ def keep_settings(out, settings):
         with contextlib.suppress(FileNotFoundError), open(path) as file:
             earlier = json.load(file)
         for stage in earlier.keys() & settings.keys():
-            for name in sorted(earlier[stage].keys() | settings[stage].keys()):
-                now, then = settings[stage].get(name), earlier[stage].get(name)
+            for name in sorted(earlier[stage].keys() & settings[stage].keys()):  # a flag may be newer than a run
+                now, then = settings[stage][name], earlier[stage][name]
                 if now != then and has_begun(out, stage):
                     redo = "" if stage == "pretraining" else f", or remove the files {stage}.json to measure again"
                     raise ValueError(
-                        f"{name} is {in_words(now)}, but {in_words(then)} for the runs in {out!r}; give the same or "
-                        f"another --out{redo}"
+                        f"{WORDS.get(name, label(name))} is {in_words(now)}, but {in_words(then)} for the runs in "
+                        f"{out!r}; give the same or another --out{redo}"
                     )
         write_json(path, {**earlier, **settings})
 
