@@ -91,8 +91,9 @@ def settings_of(study):
     elif study.folds > len(train) + len(val):
         raise ValueError(f"--folds {study.folds} is more than the {len(train) + len(val)} labelled images; give fewer")
     pretraining = {name: value for name, value in result_options(options).items() if name not in VARY}
+    of_designs = {name: getattr(options, name) for name in ("mini_crop_size", "asym_bn_group")}
     return {
-        "pretraining": {**pretraining, "groups": (options.nproc or 1) * options.bn_splits},
+        "pretraining": {**pretraining, **of_designs, "groups": (options.nproc or 1) * options.bn_splits},
         "evaluation": {"train": len(train), "val": len(val), "folds": study.folds},
         **({} if study.lincls is None else {"lincls": {"lincls": shlex.join(study.lincls)}}),
     }
