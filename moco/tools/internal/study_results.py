@@ -6,11 +6,13 @@ import json
 import os
 
 from moco.engine.checkpoint_atomic_write import save
-from moco.tools.internal.study_runs import RANDOM, folder_of, paper_runs, parse_run
+from moco.tools.internal.study_runs import BASELINE, RANDOM, folder_of, paper_runs, parse_run
 from moco.tools.internal.study_settings import FILE, locked
 from moco.tools.internal.study_stages import STAGES
+from moco.tools.internal.study_table import table
+from moco.tools.internal.study_variance import variances_of_sides
 
-RESULTS = "results.jsonl"
+RESULTS, TABLE = "results.jsonl", "table.md"
 
 
 def write_results(study):
@@ -19,7 +21,8 @@ def write_results(study):
         results = collect(study.out)
         text = "".join(json.dumps(line) + "\n" for line in results)
         write_text(os.path.join(study.out, RESULTS), text)
-    return [f"wrote {os.path.join(study.out, RESULTS)}: {len(results)} results"]
+        write_text(os.path.join(study.out, TABLE), table(results))
+    return [f"wrote {RESULTS}, {TABLE} in {study.out!r}: {len(results)} results"]
 
 
 def write_text(path, text):
@@ -44,6 +47,10 @@ def collect(out):
             designs = parse_run(name) if name != RANDOM else {}
             with open(os.path.join(out, folder_of(name, int(seed)), "evaluation.json")):
                 results.append({"run": name, "designs": designs, "seed": int(seed), **figures_of(folder)})
+    measured = {line["seed"]: line.get("variances") for line in results if line["run"] == BASELINE}
+    for line in results:
+        if line["run"] != RANDOM:
+            line |= variances_of_sides(line["designs"], measured.get(line["seed"]))
     known = [RANDOM, *paper_runs()]
     order = {name: place for place, name in enumerate(known)}
     results.sort(key=lambda line: (order.get(line["run"], len(known)), line["run"], line["seed"]))

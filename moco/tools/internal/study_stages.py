@@ -86,7 +86,8 @@ def pretrain(study, name, seed, path):
     log = read_log(folder)[-1]
     last = [line for *_, line in log.lines if line["kind"] == "epoch"][-1]
     seconds = log.steps_per_epoch * log.curve("epoch", "seconds")[1].sum()
-    finish(path, seconds, **{key: last[key] for key in ("loss", "variance_source", "variance_target") if key in last})
+    own = {f"own_{key}": last[key] for key in ("variance_source", "variance_target") if key in last}
+    finish(path, seconds, loss=last["loss"], **own)
 
 
 def evaluate(study, name, seed, path):
