@@ -95,9 +95,8 @@ def bench(device, args, run):
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     product = product_tflops(device, args.precision)
     if rank() == 0:
-        print(
-            f"{hardware(device)}, {run.world} processes, torch {torch.__version__}, Python {platform.python_version()}"
-        )
+        versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+        print(f"{hardware(device)}, {run.world} processes, {versions}")
         own = f"--precision {args.precision or 'as torch does'}, --bn-splits {args.bn_splits}"
         print(f"ours: {own}{', compiled' * args.compile}; original: float32, TF32 convolutions on GPUs that have them")
         print(f"a large matrix product: {product:.2f} TFLOP/s a process")
