@@ -24,13 +24,14 @@ import shlex
 
 from moco.engine.checkpoint_format import CheckpointError
 from moco.engine.command_line import SEED, Parser, number, output_folder
+from moco.engine.early_signals import EXIT_CODE
 from moco.engine.launch_plan import cores
 from moco.engine.stop_signals_raise import stop_signals_raise
 from moco.pipe_safe_print import say
 from moco.tools.internal.study_programs import ProgramFailed, run_at_once
 from moco.tools.internal.study_results import write_results
 from moco.tools.internal.study_runs import BASELINE, name_of, paper_runs, parse_run
-from moco.tools.internal.study_settings import Study, check_flags, keep_settings, settings_of
+from moco.tools.internal.study_settings import open_study
 from moco.tools.internal.study_stages import missing_stages, perform
 
 
@@ -51,7 +52,7 @@ def build_parser():
     add("--folds", metavar="N", type=number(int, 2), help=help)
     help = "runs at once; they share the cores and GPUs"
     add("--jobs", metavar="N", type=some, default=1, help=help)
-    help = "also classify by main_lincls.py with these flags, as one word, such as '--lars'"
+    help = "also classify by main_lincls.py, with these flags, such as --lincls='--lars --epochs 50'"
     add("--lincls", metavar="FLAGS", nargs="?", const="", type=shlex.split, help=help)
     help = "only print one command for each run and seed, for an array of jobs of a cluster"
     add("--print-commands", action="store_true", help=help)
@@ -76,23 +77,13 @@ def main(argv=None):
         for job in jobs:
             print(shlex.join(["python", *command(args, flags, *job)]))
         return
-    if args.jobs > 1:
-        flags = ["-j", str(max(1, cores() // args.jobs)), *flags]
+    share = ["-j", str(max(1, cores() // args.jobs))] if args.jobs > 1 else []
     try:
-        study = Study(
-            data=os.path.abspath(args.dir),
-            labelled=os.path.abspath(args.labelled or args.dir),
-            out=os.path.abspath(args.out),
-            folds=args.folds,
-            flags=flags,
-            options=check_flags(os.path.abspath(args.dir), os.path.abspath(args.out), flags, dict.fromkeys(names)),
-            lincls=args.lincls,
-        )
-        keep_settings(study.out, settings_of(study))
+        study = open_study(args, [*share, *flags], names)
     except (OSError, ValueError) as error:
         parser.error(error)
     with stop_signals_raise():
-        failed = run_alone(study, *jobs[0]) if len(jobs) == 1 else run_all(args, words[end + 1 :], study, jobs)
+        failed = run_alone(study, *jobs[0]) if len(jobs) == 1 else run_all(args, flags, study, jobs)
     for line in write_results(study):
         say(line)
     if failed:
@@ -105,7 +96,7 @@ def command(args, flags, name, seed):
     words = ["-m", "moco.tools.study", os.path.abspath(args.dir), "--out", os.path.abspath(args.out)]
     words += ["--labelled", os.path.abspath(args.labelled)] if args.labelled else []
     words += ["--folds", str(args.folds)] if args.folds else []
-    words += ["--lincls", shlex.join(args.lincls)] if args.lincls is not None else []
+    words += [f"--lincls={shlex.join(args.lincls)}"] if args.lincls is not None else []
     words += ["--jobs", str(args.jobs)] if args.jobs > 1 else []
     return [*words, "--runs", name, "--seeds", str(seed), *(["--", *flags] if flags else [])]
 
@@ -124,8 +115,11 @@ def run_alone(study, name, seed):
     for run, stage in missing_stages(study, name, seed):
         try:
             perform(study, run, seed, stage)
-        except (ProgramFailed, CheckpointError) as error:
-            say(f"error: {run}, seed {seed}, {stage}: {error}", True)
+        except (ProgramFailed, CheckpointError, SystemExit) as error:
+            if isinstance(error, SystemExit) and error.code == EXIT_CODE:  # a signal
+                raise
+            reason = "see above" if isinstance(error, SystemExit) else error
+            say(f"error: {run}, seed {seed}, {stage}: {reason}", True)
             return f"{stage} of {run} with seed {seed}"
     return ""
 

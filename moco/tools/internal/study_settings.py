@@ -9,19 +9,20 @@ import os
 import shlex
 from dataclasses import dataclass
 
+import main_lincls
 import main_moco
 from moco.engine.checkpoint_atomic_write import save
 from moco.engine.result_changing_options import label, result_options, shown
 from moco.engine.startup_checks import parse_and_check
 from moco.evaluation.knn import K
 from moco.evaluation.knn_images import check_k, labelled_splits
-from moco.tools.internal.study_runs import design_flags
+from moco.tools.internal.study_runs import BASELINE, design_flags
 
 FILE, LOCK = "study.json", ".study.lock"
-OWN = {  # options of main_moco.py that the study sets itself, and what to do instead
-    "design": "name the runs by --runs",
-    "seed": "give --seeds",
-    **dict.fromkeys(("output_dir", "tag", "resume", "start_epoch", "dry_run"), "leave it out"),
+FOR_EACH = dict.fromkeys(("output_dir", "resume", "start_epoch", "dry_run"), "leave it out") | {"seed": "give --seeds"}
+OWN = {  # options of the scripts that the study sets itself, and what to do instead
+    main_moco: FOR_EACH | {"design": "name the runs by --runs", "tag": "leave it out"},
+    main_lincls: FOR_EACH | dict.fromkeys(("arch", "stem", "pretrained", "evaluate"), "leave it out"),
 }
 VARY = {"design", "seed", "bn_splits"}  # these differ between runs, or are compared in another form
 WORDS = {  # settings that are not exactly one flag of main_moco.py
@@ -52,30 +53,57 @@ class Study:
     lincls: list | None
 
 
-def check_flags(data, out, flags, names):
-    """Checks the flags of main_moco.py for every run, as `--dry-run` does.
+def open_study(args, flags, names):
+    """Checks everything that can be known before the runs, and keeps the settings in --out; returns the Study.
 
     Args:
-        data, out: absolute paths. flags: list of words. names: of the runs.
-
-    Returns:
-        The options of the baseline, a Namespace.
+        args: the options of the study. flags: of main_moco.py, a list of words. names: of the runs.
 
     Raises:
-        ValueError: the flags have one that the study sets itself.
-        SystemExit: a check of main_moco.py fails; it has printed one line.
+        OSError, ValueError: a flag or a folder does not fit, or a setting differs from that of earlier runs.
+        SystemExit: a check of main_moco.py or main_lincls.py fails; it has printed one line.
     """
-    parser = main_moco.build_parser()
-    parser.prog = "the flags of main_moco.py"
+    data, labelled, out = map(os.path.abspath, (args.dir, args.labelled or args.dir, args.out))
+    check_own(main_moco, flags, data)
+    for name in dict.fromkeys([*names, BASELINE]):
+        options = dry_run(main_moco, [*flags, *design_flags(name)], data, out, least=2)
+    study = Study(data, labelled, out, args.folds, flags, options, args.lincls)
+    settings = settings_of(study)
+    if study.lincls is not None:
+        check_own(main_lincls, study.lincls, labelled)
+        dry_run(main_lincls, lincls_flags(study, "none"), labelled, out)
+    keep_settings(out, settings)
+    return study
+
+
+def check_own(script, flags, data):
+    """Raises ValueError if the flags of a script, main_moco or main_lincls, have one that the study sets itself."""
+    parser = parser_of(script)
     given = vars(parser.parse_args([*flags, data]))
-    for name, way_out in OWN.items():
+    for name, way_out in OWN[script].items():
         if given[name] != parser.get_default(name):
-            raise ValueError(f"{label(name)} is set by the study for each run; {way_out}")
-    for name in [*names, "baseline"]:
-        words = [*flags, *design_flags(name), "--output-dir", out, "--dry-run", data]
-        with contextlib.redirect_stdout(io.StringIO()):
-            options, *_ = parse_and_check(parser, main_moco.prepare, words, least=2)
-    return options
+            raise ValueError(f"{label(name)} of {script.__name__}.py is set by the study for each run; {way_out}")
+
+
+def dry_run(script, words, data, out, least=1):
+    """Checks the command line of a run as --dry-run does; returns its options. `least` is as of parse_and_check."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        words = [*words, "--output-dir", out, "--dry-run", data]
+        return parse_and_check(parser_of(script), script.prepare, words, least)[0]
+
+
+def parser_of(script):
+    """The script's Parser, whose messages say that they are about the flags for it."""
+    parser = script.build_parser()
+    parser.prog = f"the flags of {script.__name__}.py"
+    return parser
+
+
+def lincls_flags(study, pretrained):
+    """The flags of main_lincls.py for a checkpoint, a list of words; crop size and data workers can be overruled."""
+    options = study.options
+    usual = ["--crop-size", str(options.crop_size), "-j", str(options.workers)]
+    return [*usual, *study.lincls, "-a", options.arch, "--stem", options.stem, "--pretrained", pretrained]
 
 
 def settings_of(study):
@@ -130,7 +158,7 @@ def has_begun(out, stage):
 
 def in_words(value):
     """The value of a setting as messages show it."""
-    return "not given" if value is None else shown(value)
+    return "not given" if value is None else "empty" if value == "" else shown(value)
 
 
 def write_json(path, value):

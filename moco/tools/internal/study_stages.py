@@ -21,7 +21,7 @@ from moco.tools.internal.encoder_program import start
 from moco.tools.internal.run_log import read_log
 from moco.tools.internal.study_programs import run_program
 from moco.tools.internal.study_runs import BASELINE, RANDOM, design_flags, folder_of
-from moco.tools.internal.study_settings import write_json
+from moco.tools.internal.study_settings import lincls_flags, write_json
 
 STAGES = ("pretraining", "evaluation", "lincls")
 BATCH = 256  # images per step of the evaluation
@@ -49,7 +49,7 @@ def perform(study, name, seed, stage):
     """Does one stage of a run, and writes its result.
 
     Raises:
-        ProgramFailed, CheckpointError: it can't be done. SystemExit: as `start`.
+        ProgramFailed, CheckpointError: it can't be done. SystemExit: as `start`, after a line that says why.
     """
     path = path_of(study, name, seed, stage)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -126,11 +126,10 @@ def encode_and_classify(encoding, folders):
 
 def classify(study, name, seed, path):
     """Linear classification by main_lincls.py; its figure is the best validation accuracy, as the script reports."""
-    started, folder, options = time.monotonic(), os.path.join(os.path.dirname(path), "lincls"), study.options
-    network = ["-a", options.arch, "--stem", options.stem, "--crop-size", str(options.crop_size)]
-    own = ["--pretrained", checkpoint_of(study, name, seed), "--seed", str(seed), "--output-dir", folder]
+    started, folder = time.monotonic(), os.path.join(os.path.dirname(path), "lincls")
     os.makedirs(folder, exist_ok=True)
-    words = ["main_lincls.py", *network, "-j", str(options.workers), *study.lincls, *own, "--resume", "auto"]
-    run_program([*words, study.labelled], f"{folder}.log")
+    flags = lincls_flags(study, checkpoint_of(study, name, seed))
+    words = ["main_lincls.py", *flags, "--seed", str(seed), "--output-dir", folder, "--resume", "auto", study.labelled]
+    run_program(words, f"{folder}.log")
     best = read_log(folder)[-1].curve("epoch", "val_acc1")[1].max()
     finish(path, time.monotonic() - started, linear_acc1=best)
