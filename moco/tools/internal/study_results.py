@@ -6,13 +6,13 @@ import json
 import os
 
 from moco.engine.checkpoint_atomic_write import save
-from moco.tools.internal.study_runs import BASELINE, RANDOM, folder_of, paper_runs, parse_run
+from moco.tools.internal.study_runs import BASELINE, RANDOM, paper_runs, parse_run
 from moco.tools.internal.study_settings import FILE, locked
 from moco.tools.internal.study_stages import STAGES
-from moco.tools.internal.study_table import table
+from moco.tools.internal.study_table import points_of, table
 from moco.tools.internal.study_variance import variances_of_sides
 
-RESULTS, TABLE = "results.jsonl", "table.md"
+RESULTS, TABLE, FIGURE = "results.jsonl", "table.md", "study.png"
 
 
 def write_results(study):
@@ -22,7 +22,22 @@ def write_results(study):
         text = "".join(json.dumps(line) + "\n" for line in results)
         write_text(os.path.join(study.out, RESULTS), text)
         write_text(os.path.join(study.out, TABLE), table(results))
-    return [f"wrote {RESULTS}, {TABLE} in {study.out!r}: {len(results)} results"]
+        problem = draw(results, os.path.join(study.out, FIGURE))
+    written = [RESULTS, TABLE, *([] if problem else [FIGURE])]
+    lines = [f"wrote {', '.join(written)} in {study.out!r}: {len(results)} results"]
+    return [*lines, *([f"note: {FIGURE} was not drawn: {problem}"] if problem else [])]
+
+
+def draw(results, path):
+    """Draws study.png; returns None, or why it can't be drawn."""
+    if not (points := points_of(results)):
+        return "it needs a run with a design and the baseline, with the same seed"
+    try:
+        from moco.tools.internal.study_figure import write
+    except ImportError:
+        return "it needs the package matplotlib; pip install matplotlib"
+    write(points, path)
+    return None
 
 
 def write_text(path, text):
@@ -41,12 +56,12 @@ def collect(out):
     with open(os.path.join(out, FILE)) as file:
         settings = json.load(file)
     results = []
-    for folder in glob.glob(os.path.join(glob.escape(out), "*", "seed*")):
+    for path in glob.glob(os.path.join(glob.escape(out), "*", "seed*", "evaluation.json")):
+        folder = os.path.dirname(path)
         name, seed = os.path.basename(os.path.dirname(folder)).replace("-", ":"), os.path.basename(folder)[4:]
-        with contextlib.suppress(ValueError, FileNotFoundError):  # no folder of a run, or not evaluated yet
-            designs = parse_run(name) if name != RANDOM else {}
-            with open(os.path.join(out, folder_of(name, int(seed)), "evaluation.json")):
-                results.append({"run": name, "designs": designs, "seed": int(seed), **figures_of(folder)})
+        with contextlib.suppress(ValueError):  # the folder is not that of a run
+            designs = {} if name == RANDOM else parse_run(name)
+            results.append({"run": name, "designs": designs, "seed": int(seed), **figures_of(folder)})
     measured = {line["seed"]: line.get("variances") for line in results if line["run"] == BASELINE}
     for line in results:
         if line["run"] != RANDOM:

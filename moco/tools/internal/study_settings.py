@@ -26,7 +26,7 @@ OWN = {  # options of the scripts that the study sets itself, and what to do ins
 }
 VARY = {"design", "seed", "bn_splits"}  # these differ between runs, or are compared in another form
 WORDS = {  # settings that are not exactly one flag of main_moco.py
-    "groups": "the number of batch-norm groups (--nproc times --bn-splits)",
+    "groups": "the number of batch-norm groups (processes times --bn-splits)",
     "train": "the number of labelled images in train",
     "val": "the number of labelled images in val",
 }
@@ -41,6 +41,7 @@ class Study:
         out: --out. All three are absolute paths.
         folds: of the cross-validation; None: val is classified by train.
         flags: of main_moco.py, a list of words. options: what they mean, the Namespace of the baseline.
+        groups: batch-norm groups of all processes of a pretraining.
         lincls: flags of main_lincls.py, a list of words; None: no such linear classification.
     """
 
@@ -50,6 +51,7 @@ class Study:
     folds: int | None
     flags: list
     options: object
+    groups: int
     lincls: list | None
 
 
@@ -66,8 +68,9 @@ def open_study(args, flags, names):
     data, labelled, out = map(os.path.abspath, (args.dir, args.labelled or args.dir, args.out))
     check_own(main_moco, flags, data)
     for name in dict.fromkeys([*names, BASELINE]):
-        options = dry_run(main_moco, [*flags, *design_flags(name)], data, out, least=2)
-    study = Study(data, labelled, out, args.folds, flags, options, args.lincls)
+        options, launch = dry_run(main_moco, [*flags, *design_flags(name)], data, out, least=2)
+    groups = launch.world * options.bn_splits
+    study = Study(data, labelled, out, args.folds, flags, options, groups, args.lincls)
     settings = settings_of(study)
     if study.lincls is not None:
         check_own(main_lincls, study.lincls, labelled)
@@ -86,10 +89,13 @@ def check_own(script, flags, data):
 
 
 def dry_run(script, words, data, out, least=1):
-    """Checks the command line of a run as --dry-run does; returns its options. `least` is as of parse_and_check."""
+    """Checks the command line of a run as --dry-run does; returns its options and its Launch.
+
+    `least` is as of parse_and_check.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         words = [*words, "--output-dir", out, "--dry-run", data]
-        return parse_and_check(parser_of(script), script.prepare, words, least)[0]
+        return parse_and_check(parser_of(script), script.prepare, words, least)[:2]
 
 
 def parser_of(script):
@@ -121,7 +127,7 @@ def settings_of(study):
     pretraining = {name: value for name, value in result_options(options).items() if name not in VARY}
     of_designs = {name: getattr(options, name) for name in ("mini_crop_size", "asym_bn_group")}
     return {
-        "pretraining": {**pretraining, **of_designs, "groups": (options.nproc or 1) * options.bn_splits},
+        "pretraining": {**pretraining, **of_designs, "groups": study.groups},
         "evaluation": {"train": len(train), "val": len(val), "folds": study.folds},
         **({} if study.lincls is None else {"lincls": {"lincls": shlex.join(study.lincls)}}),
     }

@@ -1,5 +1,6 @@
 """The stages of a run of a study. Each leaves a file STAGE.json in the run's folder, so that none is done twice."""
 
+import json
 import os
 import platform
 import time
@@ -22,9 +23,11 @@ from moco.tools.internal.run_log import read_log
 from moco.tools.internal.study_programs import run_program
 from moco.tools.internal.study_runs import BASELINE, RANDOM, design_flags, folder_of
 from moco.tools.internal.study_settings import lincls_flags, write_json
+from moco.tools.variance import images_of
 
-STAGES = ("pretraining", "evaluation", "lincls")
+STAGES = ("pretraining", "evaluation", "lincls", "variance")
 BATCH = 256  # images per step of the evaluation
+IMAGES = 1024  # at most, whose variance is measured
 
 
 def missing_stages(study, name, seed):
@@ -35,9 +38,14 @@ def missing_stages(study, name, seed):
     Args:
         study: a Study. name: of the run. seed: of the run.
     """
-    stages = [stage for stage in STAGES if stage != "lincls" or study.lincls is not None]
-    wanted = [(RANDOM, stage) for stage in stages[1:] if name == BASELINE] + [(name, stage) for stage in stages]
+    wanted = [(run, stage) for run in [RANDOM] * (name == BASELINE) + [name] for stage in stages_of(study, run)]
     return [(run, stage) for run, stage in wanted if not os.path.exists(path_of(study, run, seed, stage))]
+
+
+def stages_of(study, name):
+    """The stages of a run, in order. The variance of all recipes is measured by the baseline's encoder alone."""
+    left_out = {"pretraining": name == RANDOM, "lincls": study.lincls is None, "variance": name != BASELINE}
+    return [stage for stage in STAGES if not left_out.get(stage)]
 
 
 def path_of(study, name, seed, stage):
@@ -54,7 +62,8 @@ def perform(study, name, seed, stage):
     path = path_of(study, name, seed, stage)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     say(f"{name}, seed {seed}: {stage}")
-    {"pretraining": pretrain, "evaluation": evaluate, "lincls": classify}[stage](study, name, seed, path)
+    work = {"pretraining": pretrain, "evaluation": evaluate, "lincls": classify, "variance": measure_variance}
+    work[stage](study, name, seed, path)
 
 
 def finish(path, seconds, **figures):
@@ -133,3 +142,19 @@ def classify(study, name, seed, path):
     run_program(words, f"{folder}.log")
     best = read_log(folder)[-1].curve("epoch", "val_acc1")[1].max()
     finish(path, time.monotonic() - started, linear_acc1=best)
+
+
+def measure_variance(study, name, seed, path):
+    """The variance of every recipe by moco.tools.variance, as it prints it.
+
+    A batch has as many images as AsymBN normalises together in the pretraining.
+    """
+    started, options, log = time.monotonic(), study.options, f"{path.removesuffix('.json')}.log"
+    words = ["-m", "moco.tools.variance", checkpoint_of(study, name, seed), study.data, "--json", "--seed", str(seed)]
+    words += ["-b", str(options.total_batch // study.groups * min(study.groups, options.asym_bn_group))]
+    words += ["--images", str(min(IMAGES, len(images_of(study.data)))), "-j", str(options.workers)]
+    words += ["--augment-on", options.augment_on, "--on-bad-image", options.on_bad_image]
+    run_program(words, log)
+    with open(log) as file:
+        result = [line for line in file if line.startswith("{")][-1]
+    finish(path, time.monotonic() - started, variances=json.loads(result))

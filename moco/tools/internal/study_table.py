@@ -1,6 +1,7 @@
-"""table.md of a study: the gain of each design on each side over the baseline, and the figures of every run."""
+"""table.md of a study, and the points of study.png: gains over the baseline, variances, the figures of every run."""
 
 import statistics
+from typing import NamedTuple
 
 from moco.engine.design_flags import DESIGNS
 from moco.tools.internal.study_runs import BASELINE, name_of
@@ -15,6 +16,21 @@ by the encoder of the baseline, in hundredths. The paper's figures are its autho
 epochs with a ResNet-50, by linear classification; the baseline has 65.8 there. They are on the paper's side, which is
 bold.
 """
+
+
+class Point(NamedTuple):
+    """A design on a side in study.png.
+
+    `variance` is that of the source minus that of the target, in hundredths; `gain` is in points of accuracy. Both are
+    means over the seeds. `deviation` is the gain's standard deviation, None for one seed. `seeds` is their number.
+    """
+
+    design: str
+    side: str
+    variance: float
+    gain: float
+    deviation: float | None
+    seeds: int
 
 
 def by_run(results):
@@ -34,6 +50,23 @@ def gains_of(runs, name, metric):
     """The gains of a run over the baseline, one for each seed that both have, a list."""
     run, base = runs.get(name, {}), runs.get(BASELINE, {})
     return [run[s][metric] - base[s][metric] for s in run if s in base and metric in run[s] and metric in base[s]]
+
+
+def differences_of(run):
+    """The variance of the source minus that of the target, for each seed of a run that has both, a list."""
+    sides = [values_of(run, f"variance_{side}") for side in ("source", "target")]
+    return [source - target for source, target in zip(*sides, strict=True)]
+
+
+def points_of(results):
+    """The Points of all runs with one design whose gain and variances are known, a list; results as for `table`."""
+    runs, points = by_run(results), []
+    for name, run in runs.items():
+        designs = next(iter(run.values()))["designs"]
+        gains, differences = gains_of(runs, name, "regression_acc1"), differences_of(run)
+        if len(designs) == 1 and gains and differences:
+            points.append(Point(*next(iter(designs.items())), spread(differences)[0], *spread(gains), len(gains)))
+    return points
 
 
 def spread(values):
@@ -73,9 +106,8 @@ def run_table(runs):
         for metric in metrics:
             gains = gains_of(runs, name, metric) if name != BASELINE else []
             cells += [in_words(values_of(run, metric), ".1f"), in_words(gains, "+.1f")]
-        sides = [values_of(run, f"variance_{side}") for side in SIDES[:2]]
-        difference = [a - b for a, b in zip(*sides, strict=True)]
-        rows.append([*cells, *(in_words(values, ".2f") for values in sides), in_words(difference, "+.2f")])
+        cells += [in_words(values_of(run, f"variance_{side}"), ".2f") for side in ("source", "target")]
+        rows.append([*cells, in_words(differences_of(run), "+.2f")])
     return f"## All runs\n\n{markdown(rows)}"
 
 

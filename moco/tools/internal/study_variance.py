@@ -43,10 +43,10 @@ def variances_of_sides(designs, measured):
     """The variance of the source and of the target, in hundredths: a dict, which is empty if they are not known.
 
     Args:
-        designs: as for `recipes_of`. measured: dict from recipe to its variance by the baseline's encoder, or None.
+        designs: as for `recipes_of`. measured: what moco.tools.variance found by the baseline's encoder, or None.
     """
     sides = recipes_of(designs)
     if sides is None or measured is None:
         return {}
-    source, target = (sum(weight * measured[recipe] for recipe, weight in side.items()) for side in sides)
+    source, target = (sum(weight * measured[recipe]["variance"] for recipe, weight in side.items()) for side in sides)
     return {"variance_source": source, "variance_target": target}

@@ -25,7 +25,7 @@ def test_the_study_and_its_file(imagenet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = small_study(imagenet, "out", names=["multicrop:target"], folds=3, lincls=["--epochs", "2"])
     paths = {"data": str(imagenet), "labelled": str(imagenet), "out": str(tmp_path / "out")}
-    assert study == Study(**paths, folds=3, flags=FLAGS, options=study.options, lincls=["--epochs", "2"])
+    assert study == Study(**paths, folds=3, flags=FLAGS, options=study.options, groups=1, lincls=["--epochs", "2"])
     assert (study.options.design, study.options.epochs) == ([], 1)  # those of the baseline
     settings = json.loads((tmp_path / "out" / FILE).read_text())
     assert settings["evaluation"] == {"train": 96, "val": 36, "folds": 3}
@@ -39,8 +39,11 @@ def test_the_study_and_its_file(imagenet, tmp_path, monkeypatch):
 
 DIFFERENT = [
     (["--lr", "0.5"], {}, "--lr is 0.5, but 0.03 for the runs in"),
-    (["--bn-splits", "2"], {}, "the number of batch-norm groups (--nproc times --bn-splits) is 2, but 1 for the runs"),
-    (["--mini-crop-size", "24"], {}, "--mini-crop-size is 24, but 16 for the runs"),
+    (
+        ["--nproc", "2", "--bn-splits", "2"],
+        {},
+        "the number of batch-norm groups (processes times --bn-splits) is 4, but 1 for",
+    ),
     ([], {"folds": 4}, "--folds is 4, but not given for the runs"),
     ([], {"lincls": ["--lars"]}, "--lincls is --lars, but --epochs 2 for the runs"),
 ]
