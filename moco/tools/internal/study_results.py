@@ -31,7 +31,7 @@ def write_results(study):
 def draw(results, path):
     """Draws study.png; returns None, or why it can't be drawn."""
     if not (points := points_of(results)):
-        return "it needs a run with a design and the baseline, with the same seed"
+        return "it needs a run with a design, and the finished baseline of the same seed"
     try:
         from moco.tools.internal.study_figure import write
     except ImportError:

@@ -85,5 +85,5 @@ def test_the_picture_and_why_there_is_none(out, monkeypatch):
     assert write_results(study) == [f"wrote results.jsonl, table.md, study.png {files}"]
     assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
     (out / "baseline" / "seed0" / "variance.json").unlink()
-    note = "note: study.png was not drawn: it needs a run with a design and the baseline, with the same seed"
+    note = "note: study.png was not drawn: it needs a run with a design, and the finished baseline of the same seed"
     assert write_results(study) == [f"wrote results.jsonl, table.md {files}", note]
