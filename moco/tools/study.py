@@ -53,7 +53,7 @@ def build_parser():
     help = "runs at once; they share the cores and GPUs"
     add("--jobs", metavar="N", type=some, default=1, help=help)
     help = "also classify by main_lincls.py, with these flags, such as --lincls='--lars --epochs 50'"
-    add("--lincls", metavar="FLAGS", nargs="?", const="", type=shlex.split, help=help)
+    add("--lincls", metavar="FLAGS", nargs="?", const="", type=flag_words, help=help)
     help = "only print one command for each run and seed, for an array of jobs of a cluster"
     add("--print-commands", action="store_true", help=help)
     return parser
@@ -65,6 +65,14 @@ def run_name(text):
         return name_of(parse_run(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def flag_words(text):
+    """Converter for argparse: the words of a command line."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} has a quotation mark without a second one; add it") from None
 
 
 def main(argv=None):

@@ -148,6 +148,7 @@ def test_commands_for_an_array_of_jobs(tmp_path, monkeypatch, work, started, cal
         (["--runs", "moco"], "argument --runs: the run 'moco' is neither baseline nor designs that are joined by +"),
         (["--runs", "baseline", "--preset", "paper"], "not allowed with argument"),
         (["--folds", "1"], "argument --folds: '1' is not an integer >= 2"),
+        (["--lincls='--lars"], """argument --lincls: "'--lars" has a quotation mark without a second one; add it"""),
         (["--labelled", "nowhere", "--", *FLAGS], "nowhere"),
         (["--", "--seed", "1"], "--seed of main_moco.py is set by the study for each run; give --seeds"),
         (["--lincls=--resume x", "--", *FLAGS], "--resume of main_lincls.py is set by the study for each run; leave"),
