@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from moco.engine.checkpoint_format import CheckpointError
-from moco.tools import study
+from moco.tools import fake_imagenet, study
 from moco.tools.internal.study_programs import ProgramFailed
 from moco.tools.internal.study_runs import paper_runs
 from moco.tools.internal.study_stages import path_of
@@ -161,8 +161,10 @@ def test_what_it_refuses(words, message, imagenet, tmp_path, work, started, call
 
 
 @pytest.mark.slow
-def test_a_real_study(imagenet, tmp_path, call):
-    words = [imagenet, "--out", tmp_path, *TWO, "--jobs", 2, "--", *FLAGS, "-b", "24", "--bn-splits", "2"]
+def test_a_real_study(tmp_path, call):
+    fake_imagenet.make(tmp_path / "images", train=2, val=1, size=40)
+    flags = [*FLAGS, "-a", "shufflenet_v2_x0_5", "-b", "12", "--bn-splits", "2"]
+    words = [tmp_path / "images", "--out", tmp_path, *TWO, "--jobs", 2, "--", *flags]
     code, _, error = call(study.main, *words)
     assert code == 0, error
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]

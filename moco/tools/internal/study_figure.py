@@ -50,7 +50,7 @@ def draw(points):
     claims.append(axis.text(0.01, 0.015, REVERSE, ha="left", va="bottom", **look))
     colours = dict(zip(DESIGNS, COLOURS, strict=False))
     for point in points:
-        style = {"color": colours[point.design], "marker": MARKERS[point.side], "markersize": 7}
+        style = {"color": colours[point.design], "marker": MARKERS[point.side], "markersize": 7, "mec": "white"}
         axis.errorbar(point.variance, point.gain, yerr=point.deviation, capsize=3, elinewidth=1, **style)
     seeds = sorted({point.seeds for point in points})
     number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
