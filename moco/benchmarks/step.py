@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import main_moco
 from moco.benchmarks.internal import measuring
-from moco.benchmarks.internal.measuring import allocated, hardware, peak_memory, product_tflops, timed, traffic
+from moco.benchmarks.internal.measuring import allocated, peak_memory, product_tflops, timed, traffic
 from moco.benchmarks.internal.original_project_step import OriginalMoCo, gather, original_step
 from moco.builder import add_projector
 from moco.distributed import from_rank_0, is_initialized, rank
@@ -40,6 +40,7 @@ from moco.engine.architectures import check_stem, make_network
 from moco.engine.command_line import number
 from moco.engine.ddp_wrapper import data_parallel
 from moco.engine.design_flags import PAPER_SIDES, designs_of, in_words
+from moco.engine.hardware import hardware
 from moco.engine.launch_plan import plan_launch
 from moco.engine.launch_processes import start_processes
 from moco.engine.progress import Progress
@@ -94,9 +95,8 @@ def bench(device, args, run):
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     product = product_tflops(device, args.precision)
     if rank() == 0:
-        print(
-            f"{hardware(device)}, {run.world} processes, torch {torch.__version__}, Python {platform.python_version()}"
-        )
+        versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+        print(f"{hardware(device)}, {run.world} processes, {versions}")
         own = f"--precision {args.precision or 'as torch does'}, --bn-splits {args.bn_splits}"
         print(f"ours: {own}{', compiled' * args.compile}; original: float32, TF32 convolutions on GPUs that have them")
         print(f"a large matrix product: {product:.2f} TFLOP/s a process")

@@ -57,7 +57,8 @@ def start_processes(worker, plan, *args, timeout=None):
         _join_group(int(os.environ["LOCAL_RANK"]), worker, plan, timeout, None, None, None, args)
     else:
         # This folder lies in multiprocessing's temporary folder, which is removed even if a process is killed.
-        with _noted() as signals, tempfile.TemporaryDirectory(dir=multiprocessing.util.get_temp_dir()) as folder:
+        temporary = tempfile.TemporaryDirectory(dir=multiprocessing.util.get_temp_dir())
+        with noted_signals() as signals, temporary as folder:
             lost = mp.get_context("spawn").RawValue("b", 0)  # has no lock that a dead process could hold
             arguments = (worker, plan, timeout, folder, lost, os.getpid(), args)
             multiprocessing.resource_tracker.ensure_running()  # else its start would unblock signals below
@@ -68,7 +69,7 @@ def start_processes(worker, plan, *args, timeout=None):
 
 
 @contextlib.contextmanager
-def _noted():
+def noted_signals():
     """A context in which stop signals are only noted, in the list that it yields."""
     received = []
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in STOP_SIGNALS}

@@ -57,6 +57,27 @@ class NearestNeighbours:
         similarities = high.abs().clamp_max(2**31 - 1).int().view(torch.float32).copysign(high.float())
         return similarities.masked_fill(missing, -torch.inf), (LOW - (self.keys & LOW)).masked_fill(missing, -1)
 
+    def count_hits(self, labels, targets, classes, ks):
+        """Classifies the queries by the votes of their neighbours.
+
+        Args:
+            labels: of all items, by index, long. targets: the classes of the queries, V, long.
+            classes: their number. ks: the numbers of neighbours that vote, each at most `self.k`.
+
+        Returns:
+            For each k, the number of queries whose class is the first, and of those whose class is among the first
+            five: len(ks) x 2, float64.
+        """
+        similarities, neighbours = self.result()
+        labels = labels[neighbours]  # a missing neighbour has some label, but no weight
+        rows = max(1, CELLS // classes)
+        found = torch.zeros(len(ks), 2, dtype=torch.float64, device=targets.device)
+        for similarity, label, target in zip(*(x.split(rows) for x in (similarities, labels, targets)), strict=True):
+            for row, k in zip(found, ks, strict=True):
+                scores = votes(similarity, label, classes, k)
+                row += torch.stack([hits(scores, target, n).sum() for n in (1, 5)])
+        return found
+
     def _parts(self, columns):
         """Yields (queries, their keys) in parts, so that columns x rows of a part are at most CELLS."""
         rows = max(1, CELLS // columns)
@@ -120,17 +141,9 @@ def knn_accuracy(network, dim, val_loader, train_loader, ks, device, precision=N
         seen += len(indices)
     nearest.merge_ranks()
     left_out = len(val) - len(queries) + len(train) - sum(from_all(seen))
-    similarities, neighbours = nearest.result()
-    labels, targets = (torch.from_numpy(folder.labels).long() for folder in (train, val))
-    labels = copy_to_device(labels, device)[neighbours]  # a missing neighbour has some label, but no weight
-    targets = copy_to_device(targets[queries], device)
-    rows = max(1, CELLS // len(train.classes))
-    found = torch.zeros(len(ks), 2, dtype=torch.float64, device=device)
-    for similarity, label, target in zip(*(x.split(rows) for x in (similarities, labels, targets)), strict=True):
-        for row, k in zip(found, ks, strict=True):
-            scores = votes(similarity, label, len(train.classes), k)
-            row += torch.stack([hits(scores, target, n).sum() for n in (1, 5)])
-    return [tuple(row) for row in (100 * found / max(len(queries), 1)).tolist()], left_out
+    labels, targets = (copy_to_device(torch.from_numpy(folder.labels).long(), device) for folder in (train, val))
+    hit = nearest.count_hits(labels, targets[copy_to_device(queries, device)], len(train.classes), ks)
+    return [tuple(row) for row in (100 * hit / max(len(queries), 1)).tolist()], left_out
 
 
 def left_out_line(images):

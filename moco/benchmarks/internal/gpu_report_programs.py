@@ -28,12 +28,13 @@ import torch.distributed as dist
 import torchvision
 
 import main_moco
-from moco.benchmarks.internal.measuring import hardware, peak_resident, timed
+from moco.benchmarks.internal.measuring import peak_resident, timed
 from moco.benchmarks.step import with_designs
 from moco.data.file_list import ImageFolder
 from moco.data.prefetch_to_device import finisher
 from moco.engine import speed_flags
 from moco.engine.design_flags import PAPER_SIDES
+from moco.engine.hardware import hardware
 from moco.engine.json_log import git_commit
 from moco.engine.launch_plan import cores, memory
 from moco.engine.training_epoch import Epoch

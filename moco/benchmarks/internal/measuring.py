@@ -1,6 +1,5 @@
 """Measurements that benchmarks share: time of a device's work, memory, bytes on the wire, a matrix product's speed."""
 
-import os
 import platform
 import sys
 import time
@@ -11,6 +10,7 @@ import torch.distributed as dist
 import torchvision
 
 from moco.distributed import from_rank_0, is_initialized
+from moco.engine.hardware import proc_line
 from moco.engine.launch_plan import cores
 from moco.precision import set_tf32_flags, tf32_flags
 from moco.shuffle_bn import BatchShuffle
@@ -64,12 +64,6 @@ def peak_resident(function):
         return None
 
 
-def proc_line(path, word):
-    """The first line of a file that begins with `word`, apart from spaces; "" if there is none."""
-    with open(path) as file:
-        return next((line for line in file if line.lstrip().startswith(word)), "")
-
-
 def traffic(function, calls):
     """Average bytes that a process sends per call of `function()`, counted at the loopback device.
 
@@ -90,16 +84,6 @@ def traffic(function, calls):
 def loopback_bytes():
     """Bytes sent over the loopback device since the system's start."""
     return int(proc_line("/proc/net/dev", "lo:").split(":")[1].split()[8])
-
-
-def hardware(device):
-    """The device's name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        name = proc_line("/proc/cpuinfo", "model name").partition(":")[2].strip() or name
-    return f"{name}, {cores()} cores"
 
 
 def versions():

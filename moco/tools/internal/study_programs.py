@@ -1,0 +1,110 @@
+"""The programs that a study starts: they end with it, and those that run at once share the cores and the GPUs."""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+
+from moco.engine.launch_plan import cores
+from moco.engine.launch_processes import noted_signals
+from moco.engine.preemption import Stopped
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+PAUSE = 0.1  # seconds between two looks at the running programs
+
+
+class ProgramFailed(RuntimeError):
+    """A program ended with another code than 0; the message names its command and its log."""
+
+
+class Programs:
+    """Context manager for Python programs. At its end, those that still run get SIGTERM, and it waits for them.
+
+    A run of main_moco.py then saves a checkpoint. Use it in `stop_signals_raise`.
+    """
+
+    def __init__(self):
+        self.started = []
+
+    def start(self, words, **options):
+        """Starts `python WORDS` in the repository's root.
+
+        Args:
+            words: list of str. options: those of subprocess.Popen.
+
+        Returns:
+            The Popen.
+        """
+        with noted_signals() as received:  # an exception could get between the start and the list
+            self.started.append(subprocess.Popen([sys.executable, *words], cwd=ROOT, **options))
+        for number in received:
+            signal.raise_signal(number)
+        return self.started[-1]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        ended = False
+        while not ended:
+            with contextlib.suppress(Stopped):  # by a second signal, which is passed on, too
+                for process in self.started:
+                    process.terminate()
+                for process in self.started:
+                    process.wait()
+                ended = True
+
+
+def run_program(words, log):
+    """Runs `python WORDS` to its end, and appends its output to the file `log`.
+
+    Raises:
+        ProgramFailed: its exit code is not 0.
+    """
+    with open(log, "ab") as file, Programs() as programs:
+        code = programs.start(words, stdout=file, stderr=subprocess.STDOUT).wait()
+    if code:
+        with open(log, errors="replace") as file:
+            last = (file.read().splitlines() or ["nothing"])[-1]
+        raise ProgramFailed(f"code {code} of `python {shlex.join(words)}`; its log {log!r} ends with: {last}")
+
+
+def run_at_once(commands, jobs):
+    """Runs `python WORDS` for each of the commands, `jobs` at once; returns their exit codes, in order."""
+    codes, running, waiting = [None] * len(commands), {}, list(enumerate(commands))
+    with Programs() as programs:
+        while waiting or running:
+            for slot in set(range(jobs)) - running.keys():
+                if waiting:
+                    number, words = waiting.pop(0)
+                    running[slot] = number, programs.start(words, env=environment(slot, jobs))
+            time.sleep(PAUSE)
+            for slot, (number, process) in list(running.items()):
+                if process.poll() is not None:
+                    codes[number] = process.returncode
+                    del running[slot]
+    return codes
+
+
+def environment(slot, jobs):
+    """The environment of number `slot` of `jobs` programs that run at once: with its share of cores and GPUs."""
+    share = {}
+    if jobs > 1:
+        share["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
+        if gpus := visible_gpus():
+            each = max(1, len(gpus) // jobs)
+            first = slot * each % len(gpus)
+            share["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + each])
+    return {**os.environ, **share}
+
+
+def visible_gpus():
+    """The names of the GPUs for CUDA_VISIBLE_DEVICES, a list of str."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    return names[:count] if names[0] else [str(number) for number in range(count)]

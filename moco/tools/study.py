@@ -1,0 +1,136 @@
+"""A study: pretrains with each design on either side, and measures what the encoders have learned.
+
+    python -m moco.tools.study DIR --out FOLDER --runs baseline multicrop multicrop:target --seeds 0 1 2 -- -a resnet18
+
+The name of a run is baseline, or designs that are joined by +, each as --design of main_moco.py takes it. What follows
+-- are flags of main_moco.py for all runs. Each run is pretrained, and then its frozen features are classified by kNN
+and by logistic regression; the baseline's network before training is measured, too. FOLDER gets results.jsonl (a line
+for each run and seed), table.md and study.png. If the study was interrupted, the same command continues it.
+"""
+
+import sys
+
+if not __package__:  # otherwise `import moco` fails
+    print("error: this program can't be started by its path; use python -m moco.tools.study", file=sys.stderr)
+    sys.exit(2)
+if __name__ == "__main__":
+    from moco.engine.early_signals import exit_on_signals
+
+    exit_on_signals()  # before the imports that take seconds
+
+import argparse
+import os
+import shlex
+
+from moco.engine.checkpoint_format import CheckpointError
+from moco.engine.command_line import SEED, Parser, number, output_folder
+from moco.engine.early_signals import EXIT_CODE
+from moco.engine.launch_plan import cores
+from moco.engine.stop_signals_raise import stop_signals_raise
+from moco.pipe_safe_print import say
+from moco.tools.internal.study_programs import ProgramFailed, run_at_once
+from moco.tools.internal.study_results import write_results
+from moco.tools.internal.study_runs import BASELINE, name_of, paper_runs, parse_run
+from moco.tools.internal.study_settings import open_study
+from moco.tools.internal.study_stages import missing_stages, perform
+
+
+def build_parser():
+    parser = Parser(__doc__, __spec__.name, "/path/to/imagenet --out study --preset paper -- -a resnet18")
+    add, some = parser.add_argument, number(int, 1)
+    add("dir", metavar="DIR", help="images for the pretraining, as main_moco.py takes them")
+    add("--out", metavar="FOLDER", type=output_folder, required=True, help="folder for the runs and results")
+    help = "folder whose train and val are classified, each with one folder of images per class (default: DIR)"
+    add("--labelled", metavar="DIR2", help=help)
+    which = parser.add_mutually_exclusive_group()
+    help = "runs, such as baseline, multicrop, multicrop:target, scalemix:both, multicrop+mean_encoding"
+    which.add_argument("--runs", metavar="NAME", nargs="+", type=run_name, default=[BASELINE], help=help)
+    help = "paper: the baseline, and each of the five designs on the source, the target and both"
+    which.add_argument("--preset", choices=["paper"], help=help)
+    add("--seeds", metavar="N", nargs="+", type=SEED, default=[0], help="random seeds; each run is repeated with each")
+    help = "cross-validate over train and val together, in N parts (default: classify val by means of train)"
+    add("--folds", metavar="N", type=number(int, 2), help=help)
+    help = "runs at once; they share the cores and GPUs"
+    add("--jobs", metavar="N", type=some, default=1, help=help)
+    help = "also classify by main_lincls.py, with these flags, such as --lincls='--lars --epochs 50'"
+    add("--lincls", metavar="FLAGS", nargs="?", const="", type=flag_words, help=help)
+    help = "only print one command for each run and seed, for an array of jobs of a cluster"
+    add("--print-commands", action="store_true", help=help)
+    return parser
+
+
+def run_name(text):
+    """Converter for argparse: the one name of a run."""
+    try:
+        return name_of(parse_run(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def flag_words(text):
+    """Converter for argparse: the words of a command line."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} has a quotation mark without a second one; add it") from None
+
+
+def main(argv=None):
+    parser, words = build_parser(), sys.argv[1:] if argv is None else list(argv)
+    end = words.index("--") if "--" in words else len(words)
+    args, flags = parser.parse_args(words[:end]), words[end + 1 :]
+    names = paper_runs() if args.preset else args.runs
+    jobs = [(name, seed) for seed in dict.fromkeys(args.seeds) for name in dict.fromkeys(names)]
+    if args.print_commands:
+        for job in jobs:
+            print(shlex.join(["python", *command(args, flags, *job)]))
+        return
+    share = ["-j", str(max(1, cores() // args.jobs))] if args.jobs > 1 else []
+    try:
+        study = open_study(args, [*share, *flags], names)
+    except (OSError, ValueError) as error:
+        parser.error(error)
+    with stop_signals_raise():
+        failed = run_alone(study, *jobs[0]) if len(jobs) == 1 else run_all(args, flags, study, jobs)
+    for line in write_results(study):
+        say(line)
+    if failed:
+        say(f"failed: {failed}; the same command tries again", True)
+        sys.exit(1)
+
+
+def command(args, flags, name, seed):
+    """The words after `python` that do one run with one seed, and nothing else."""
+    words = ["-m", "moco.tools.study", os.path.abspath(args.dir), "--out", os.path.abspath(args.out)]
+    words += ["--labelled", os.path.abspath(args.labelled)] if args.labelled else []
+    words += ["--folds", str(args.folds)] if args.folds else []
+    words += [f"--lincls={shlex.join(args.lincls)}"] if args.lincls is not None else []
+    words += ["--jobs", str(args.jobs)] if args.jobs > 1 else []
+    return [*words, "--runs", name, "--seeds", str(seed), *(["--", *flags] if flags else [])]
+
+
+def run_all(args, flags, study, jobs):
+    """Runs each of the jobs, pairs (name, seed), in a process of its own; returns in words which of them failed."""
+    waiting = [job for job in jobs if missing_stages(study, *job)]
+    say(f"study: {len(jobs)} runs, of which {len(jobs) - len(waiting)} are finished already")
+    codes = run_at_once([command(args, flags, *job) for job in waiting], args.jobs)
+    failed = [(*job, code) for job, code in zip(waiting, codes, strict=True) if code]
+    return ", ".join(f"{name} with seed {seed} (code {code})" for name, seed, code in failed)
+
+
+def run_alone(study, name, seed):
+    """Does the missing stages of one run; returns in words what failed, if something did."""
+    for run, stage in missing_stages(study, name, seed):
+        try:
+            perform(study, run, seed, stage)
+        except (ProgramFailed, CheckpointError, SystemExit) as error:
+            if isinstance(error, SystemExit) and error.code == EXIT_CODE:  # a signal
+                raise
+            reason = "see above" if isinstance(error, SystemExit) else error
+            say(f"error: {run}, seed {seed}, {stage}: {reason}", True)
+            return f"{stage} of {run} with seed {seed}"
+    return ""
+
+
+if __name__ == "__main__":
+    main()

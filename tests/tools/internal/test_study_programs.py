@@ -1,0 +1,106 @@
+"""The programs of a study: their output, their exit codes, how many run at once, with what, and how they end."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from moco.engine.preemption import Stopped
+from moco.engine.stop_signals_raise import stop_signals_raise
+from moco.tools.internal.study_programs import ProgramFailed, Programs, environment, run_at_once, run_program
+from tests.readme import ROOT
+
+# A program that says that it has started, and takes part in a queue: it waits until all those beside it have started.
+MEET = """
+import os, sys, time
+folder, name, others = sys.argv[1], sys.argv[2], sys.argv[3:]
+open(os.path.join(folder, name), "w").write(os.environ.get("OMP_NUM_THREADS", ""))
+end = time.monotonic() + 30
+while not all(os.path.exists(os.path.join(folder, other)) for other in others):
+    assert time.monotonic() < end
+    time.sleep(0.01)
+sys.exit(int(name))
+"""
+LINGER = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], "a").write("ended\\n"), sys.exit(143)))
+open(sys.argv[1], "a").write("began\\n")
+time.sleep(60)
+"""
+
+
+def test_the_output_goes_to_the_log_and_a_failure_names_it(tmp_path):
+    log = tmp_path / "x.log"
+    run_program(["-c", "import os; print(os.getcwd())"], str(log))
+    with pytest.raises(ProgramFailed) as error:
+        run_program(["-c", "import sys; print('a', file=sys.stderr); sys.exit('it broke')"], str(log))
+    assert log.read_text().splitlines() == [ROOT, "a", "it broke"]
+    assert str(error.value).startswith("code 1 of `python -c 'import sys; ")
+    assert str(error.value).endswith(f"`; its log '{log}' ends with: it broke")
+    with pytest.raises(ProgramFailed, match="code 3 of `python -c 'exit"):
+        run_program(["-c", "exit(3)"], str(tmp_path / "empty.log"))
+
+
+def test_so_many_run_at_once_and_the_codes_are_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    others = {0: "1", 1: "0", 2: "3", 3: "2", 4: ""}  # 0 and 1 must be there at once, and so must 2 and 3
+    commands = [["-c", MEET, str(tmp_path), str(n), *other] for n, other in others.items()]
+    assert run_at_once(commands, 2) == [0, 1, 2, 3, 4]
+    assert [(tmp_path / str(n)).read_text() for n in others] == ["7"] * 5  # the user's own number of threads
+    assert run_at_once([], 2) == []
+
+
+def test_a_signal_ends_the_programs_and_waits_for_them(tmp_path, capsys):
+    files = [tmp_path / "0", tmp_path / "1"]
+
+    def stop_when_all_have_begun():
+        end = time.monotonic() + 30
+        while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop_when_all_have_begun)
+    with pytest.raises(Stopped) as stop, stop_signals_raise():
+        thread.start()
+        run_at_once([["-c", LINGER, str(file)] for file in files], 2)
+    thread.join()
+    assert stop.value.code == 143 and capsys.readouterr().err == "stopped by SIGTERM\n"
+    assert [file.read_text() for file in files] == ["began\nended\n"] * 2
+
+
+def test_programs_that_still_run_at_the_end_are_ended():
+    with Programs() as programs:
+        process = programs.start(["-c", "import time; time.sleep(60)"])
+    assert process.returncode == -signal.SIGTERM and process.args[0] == sys.executable
+
+
+@pytest.mark.parametrize(
+    "visible, jobs, expected",
+    [
+        (None, 2, ["0,1", "2,3"]),
+        ("5,7,2,1", 2, ["5,7", "2,1"]),
+        ("5,7,2,1", 3, ["5", "7", "2"]),
+        ("GPU-a,GPU-b", 3, ["GPU-a", "GPU-b", "GPU-a"]),  # more programs than GPUs
+        (None, 1, [None]),
+    ],
+)
+def test_shares_of_cores_and_gpus(visible, jobs, expected, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("moco.tools.internal.study_programs.cores", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(visible.split(",")) if visible else 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = [environment(slot, jobs) for slot in range(jobs)]
+    assert [one.get("CUDA_VISIBLE_DEVICES") for one in found] == expected
+    assert [one.get("OMP_NUM_THREADS") for one in found] == [str(7 // jobs) if jobs > 1 else None] * jobs
+    assert found[0]["PATH"] == os.environ["PATH"]
+
+
+def test_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert environment(1, 2)["CUDA_VISIBLE_DEVICES"] == ""  # as it was
