@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """Pretraining: MoCo v2 and the five asymmetric designs of "On the Importance of Asymmetry for Siamese Representation
-Learning" (arXiv 2204.00613). Each design is a flag, such as --enable-multicrop; --design puts it on either side."""
+Learning" (arXiv 2204.00613). Each design has a flag, such as --enable-multicrop. --design puts it on either side."""
 
 if __name__ == "__main__":
     from moco.engine.early_signals import exit_on_signals

@@ -112,7 +112,7 @@ class MoCo(nn.Module):
             ValueError: B is larger than K, or `bn_splits` does not divide N.
         """
         step = self.step if step is None else step
-        if len(im_q[0]) % self.bn_splits:
+        if self.training and len(im_q[0]) % self.bn_splits:
             raise ValueError(f"a batch of {len(im_q[0])} can't be normalised in {self.bn_splits} equal parts")
         q_full = self.encode_mean_query(im_q) if self.mean_source else self.encode_queries(im_q)
         q = [*q_full, *self.encode_queries(im_q_mini)]  # queries: N x C per view

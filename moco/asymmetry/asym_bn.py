@@ -4,6 +4,8 @@ In the paper a group is the batch of one GPU. Here a process may have several gr
 The source's projector normalises each group separately. The design can also be on the source, or on both sides.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -88,6 +90,13 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
     def __init__(self, *args, group=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.group, self.views = group, 1
+
+    def __deepcopy__(self, memo):
+        """A copy that belongs to the same process group; torch can't copy groups."""
+        memo[id(self)] = copied = self.__new__(type(self))
+        memo[id(self.group)] = self.group
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     @torch.compiler.disable  # a collective would break the compiled graph
     def forward(self, x):

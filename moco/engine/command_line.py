@@ -24,6 +24,7 @@ class Parser(argparse.ArgumentParser):
         prog = module and f"python -m {module}"
         super().__init__(prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
         self.example = f"{prog or f'python {self.prog}'} {example}"
+        self.settle = []  # functions that change the parsed options, or raise ValueError
         self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)")  # also -1e-5, so that its value is refused
 
     def parse_args(self, args=None, namespace=None):
@@ -31,7 +32,13 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else list(args)
         for word in itertools.takewhile(lambda word: word != "--", words):
             self._check_flag(word)
-        return super().parse_args(words, namespace)
+        args = super().parse_args(words, namespace)
+        try:
+            for settle in self.settle:
+                settle(args)
+        except ValueError as error:
+            self.error(error)
+        return args
 
     def _check_flag(self, word):
         name, flags = word.partition("=")[0], self._option_string_actions

@@ -1,6 +1,7 @@
 """--design and its shorthands, the --enable flags: which designs are on, and on which side each of them is."""
 
 import argparse
+from functools import partial
 from typing import NamedTuple
 
 from moco.engine.command_line import nearest, number
@@ -32,22 +33,34 @@ def add_design_flags(parser):
         f"put a design on a side; repeat it for several designs. NAME: {', '.join(DESIGNS)}. SIDE: "
         f"{', '.join(SIDES)} (default: the paper's side, as with the flags below). For example: multicrop:target"
     )
-    add("--design", metavar="NAME[:SIDE]", action=_Collect, default=[], help=help)
-
-    def shorthand(name, flags, help):
-        add(*flags, dest="design", action=_Collect, nargs=0, const=name, default=[], help=help)
-
-    shorthand("multicrop", ["--enable-multicrop"], "MultiCrop: the source gets 6 additional small views")
-    shorthand("scalemix", ["--enable-scalemix"], "ScaleMix: the source's view is mixed from two views")
+    add("--design", metavar="NAME[:SIDE]", action="append", type=_word, default=[], help=help)
+    shorthand = partial(add, action="store_true")
+    shorthand("--enable-multicrop", help="MultiCrop: the source gets 6 additional small views")
+    shorthand("--enable-scalemix", help="ScaleMix: the source's view is mixed from two views")
     help = "AsymAug: the source gets stronger augmentation, the target gets weaker augmentation"
-    shorthand("asym_aug", ["--enable-asym-aug", "--enable-asymm-aug"], help)
+    shorthand("--enable-asym-aug", "--enable-asymm-aug", help=help)
     help = "AsymBN: the batch normalisation of the target's projector is synchronised over several batch-norm groups"
-    shorthand("asym_bn", ["--enable-asym-bn"], help)
+    shorthand("--enable-asym-bn", help=help)
     help = "number of batch-norm groups that AsymBN synchronises; a run has --bn-splits groups per process"
     add("--asym-bn-group", metavar="N", default=8, type=number(int, 1), help=help)
-    help = "MeanEnc: each key is the mean target encoding of 2 views"
-    shorthand("mean_encoding", ["--enable-mean-encoding"], help)
+    shorthand("--enable-mean-encoding", help="MeanEnc: each key is the mean target encoding of 2 views")
     add_recipe_flag(parser)
+    parser.settle.append(_settle)
+
+
+def _settle(args):
+    """Joins the shorthands to `args.design`, which becomes a list as of `as_flags`."""
+    words = [*args.design]
+    for name, design in DESIGNS.items():
+        times = sum(word.startswith(f"{name}:") for word in words)
+        if times > 1:
+            raise ValueError(f"--design names {name} twice; give it once, for both sides as {name}:both")
+        if vars(args).pop(f"enable_{name}"):
+            if times:
+                flag = f"--enable-{name.replace('_', '-')}"
+                raise ValueError(f"{name} is given by {flag} and by --design; give only one of them")
+            words.append(f"{name}:{design.side}")
+    args.design = as_flags(designs_of({"design": words}))
 
 
 def parse_design(text):
@@ -68,18 +81,12 @@ def parse_design(text):
     return name, side or DESIGNS[name].side
 
 
-class _Collect(argparse.Action):
-    """Collects words such as multicrop:source, always with the side and in the order of DESIGNS."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        given = getattr(namespace, self.dest)
-        try:
-            name, side = parse_design(self.const or values)
-        except ValueError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
-        if name in designs_of({"design": given}):
-            raise argparse.ArgumentError(self, f"{name} is on already; give it once, by --design {name}:SIDE")
-        setattr(namespace, self.dest, as_flags(designs_of({"design": [*given, f"{name}:{side}"]})))
+def _word(text):
+    """Converter for argparse: NAME:SIDE, always with the side."""
+    try:
+        return ":".join(parse_design(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def designs_of(options):

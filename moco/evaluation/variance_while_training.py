@@ -25,6 +25,8 @@ def add_variance_flag(parser):
 def side_recipes(plan, designs):
     """What each side encodes: a dict from source, target, and source_small, target_small if there are such views.
 
+    As in `moco.tools.variance`, each of MeanEnc's two views is normalised in a batch of its own.
+
     Args:
         plan: a ViewPlan. designs: dict from name to side, as of `designs_of`.
     """
@@ -97,7 +99,7 @@ class VarianceWhileTraining:
             progress.add(images)
             epoch.report_evaluation()
 
-        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number, which nothing uses
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number that a derived model could miss
             loader = view_loader(self.folder, self.recipes, batches, run.workers, *how)
             how = args.augment_on, self.splits, run.device, args.precision, step_done
             found = variances(encoder, args.moco_dim, self.recipes, loader, *how)

@@ -19,6 +19,7 @@ if __name__ == "__main__":
     exit_on_signals()  # before the imports that take seconds
 
 import json
+import math
 import os
 from dataclasses import replace
 
@@ -162,6 +163,9 @@ def measure(encoding, folder, images, recipes):
     if rank() != 0:
         return
     results = with_ratios(found)
+    if not all(math.isfinite(one.variance) for one in found.values()):
+        say("error: the encodings are not finite, so the network has diverged; give an earlier checkpoint", True)
+        sys.exit(1)
     for line in table(results):
         say(line)
     if args.out:

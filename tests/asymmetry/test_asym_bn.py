@@ -1,5 +1,6 @@
 """AsymBN's synchronised BN against plain BN over the joined batch, and on a GPU against torch's SyncBatchNorm."""
 
+import copy
 from datetime import timedelta
 
 import pytest
@@ -150,6 +151,19 @@ def test_on_the_source_its_gradients_are_those_of_plain_bn_over_the_group(world,
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     for name, tensor in bns[0].state_dict().items():
         torch.testing.assert_close(ranks[0][1][name], tensor, rtol=1e-12, atol=1e-12)
+
+
+def copied_in_a_group():
+    """The groups of the layer and of its copy, and whether their parameters are apart."""
+    bn = synchronize_projector(nn.Sequential(nn.BatchNorm1d(C)), size=2)[0]
+    other = copy.deepcopy(bn)
+    return other.group is bn.group is not None, other.weight.data_ptr() != bn.weight.data_ptr()
+
+
+def test_a_copy_belongs_to_the_same_group():
+    """The evaluations while training copy the encoder."""
+    for same, apart in run_ranks(copied_in_a_group, 4):
+        assert same and apart
 
 
 def test_parts_must_be_equal():

@@ -1,9 +1,17 @@
 """--design and the --enable flags: which designs are on, on which side, and what is refused."""
 
+from functools import partial
+
 import pytest
 
 import main_moco
+from moco.asymmetry.asym_aug import asym_aug_plan
+from moco.asymmetry.mean_encoding import mean_encoding_plan
+from moco.asymmetry.multicrop import multicrop_plan
+from moco.asymmetry.scalemix import scalemix_plan
 from moco.engine.design_flags import DESIGNS, PAPER_SIDES, as_flags, designs_of, in_words
+from moco.views.augmentation_recipes import SIDES, baseline_plan
+from tests.tiny_net import use_tiny_net
 
 SHORTHANDS = ["--enable-multicrop", "--enable-scalemix", "--enable-asym-aug", "--enable-asym-bn"]
 SHORTHANDS += ["--enable-mean-encoding"]
@@ -27,18 +35,25 @@ def test_designs_are_in_the_papers_order_however_they_are_given():
     assert args.design == ["multicrop:target", "asym_bn:target", "mean_encoding:both"]
     assert in_words(designs_of(args)) == "MultiCrop on the target, AsymBN, MeanEnc on both sides"
     assert parsed().design == [] and in_words({}) == ""
+    assert parsed(*SHORTHANDS, *SHORTHANDS, "--enable-asymm-aug") == parsed(*SHORTHANDS)  # repeated, as ever
     assert parsed(*SHORTHANDS[::-1]).design == list(PAPER_SIDES) == as_flags(designs_of(parsed(*SHORTHANDS)))
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--design", "multicrop:both", "--enable-multicrop"], "multicrop is on already; give it once, by --design"),
+        (
+            ["--design", "multicrop:both", "--enable-multicrop"],
+            "multicrop is given by --enable-multicrop and",
+        ),
         (
             ["--enable-asym-bn", "--design", "asym_bn:source"],
-            "asym_bn is on already; give it once",
+            "asym_bn is given by --enable-asym-bn and by --design",
         ),
-        (["--design", "scalemix", "--design", "scalemix:target"], "scalemix is on already"),
+        (
+            ["--design", "scalemix", "--design", "scalemix:target"],
+            "--design names scalemix twice; give it once, for both",
+        ),
         (["--design", "multicorp"], "'multicorp' is not NAME or NAME:SIDE (did you mean multicrop?); the names are "),
         (["--design", "asym-bn:target"], "'asym-bn:target' is not NAME or NAME:SIDE (did you mean asym_bn?)"),
         (
@@ -61,3 +76,32 @@ def test_the_designs_of_older_and_of_strange_files():
     strange = ["asym_bn:target", "cutmix:source", "multicrop:left", 7, None]
     assert designs_of({"design": strange}) == {"asym_bn": "target"}
     assert designs_of({"design": 5}) == designs_of({}) == {}
+
+
+PLANS = {"multicrop": partial(multicrop_plan, mini_size=16), "scalemix": scalemix_plan, "asym_aug": asym_aug_plan}
+PLANS |= {"mean_encoding": mean_encoding_plan, "asym_bn": lambda plan, side: plan}
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_the_flag_decides_the_views_and_the_model(name, side, monkeypatch):
+    use_tiny_net(monkeypatch)
+    words = [
+        "--design",
+        f"{name}:{side}",
+        "--crop-size",
+        "32",
+        "--mini-crop-size",
+        "16",
+        "--moco-k",
+        "8",
+        "--seed",
+        "0",
+    ]
+    args = parsed(*words, "--bn-splits", "2")
+    args.compile = False
+    assert main_moco.view_plan(args) == PLANS[name](baseline_plan(32), side=side)
+    model, _ = main_moco.build(args)
+    groups = {"source": model.encoder_q.fc[1].splits, "target": model.encoder_k.fc[1].splits}
+    assert groups == {each: 1 if name == "asym_bn" and side in (each, "both") else 2 for each in groups}
+    assert model.mean_source == (name == "mean_encoding" and side != "target")

@@ -156,3 +156,12 @@ def test_a_broken_image(checkpoints, imagenet, tmp_path, call):
     code, out, error = call(variance.main, *words, "--on-bad-image", "skip")
     assert code == 0 and "std. error" in out and error.count("\n") == 1
     assert f"warning: can't decode the image '{bad}'" in error and "the next image is used instead" in error
+
+
+def test_a_network_that_has_diverged_is_no_result(trained, imagenet, tmp_path, call):
+    content = torch.load(trained, weights_only=True)
+    content["state_dict"]["module.encoder_q.fc.5.bias"].fill_(torch.nan)
+    torch.save(content, tmp_path / "c.pth.tar")
+    code, out, error = call(variance.main, tmp_path / "c.pth.tar", imagenet, "-j", 0, "--views", 2, "--json")
+    assert code == 1 and "NaN" not in out
+    assert error.endswith("the encodings are not finite, so the network has diverged; give an earlier checkpoint\n")
