@@ -194,7 +194,8 @@ def test_a_resume_from_an_older_file_keeps_the_newer_ones(train, tmp_path):
     assert all(path.read_bytes() == data for path, data in older.items())
 
 
-def test_scripts_and_tags_do_not_move_each_others_files(train, tmp_path):
+def test_scripts_and_tags_do_not_move_each_others_files(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(main_lincls, "validate", lambda *_: 50.0)  # 0 would write no best checkpoint
     train(main_moco, "--epochs", "1")
     train(main_moco, "--epochs", "1", "--tag", "t")
     first = run_id(train(main_lincls, "--epochs", "1"))
