@@ -40,7 +40,7 @@ def losses_of_a_run(imagenet, lr, first=0):
         loader.batch_sampler.epoch = epoch
         for i, (views, _) in enumerate(loader):
             views = [normalize_images(view) for view in views]
-            loss = contrastive_loss(*model(*plan.split(views), step=epoch * len(loader) + i))
+            loss = contrastive_loss(*model(**plan.split(views), step=epoch * len(loader) + i))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
