@@ -71,13 +71,10 @@ def parse_design(text):
     """
     name, colon, side = text.partition(":")
     if name not in DESIGNS or (colon and side not in SIDES):
-        wrong, known = (side, SIDES) if name in DESIGNS else (name, DESIGNS)
+        wrong, known, what = (side, SIDES, "side") if name in DESIGNS else (name, DESIGNS, "design")
         similar = nearest(wrong.replace("-", "_"), known)
-        guess = f" (did you mean {similar}?)" if similar else ""
-        raise ValueError(
-            f"{text!r} is not NAME or NAME:SIDE{guess}; the names are {', '.join(DESIGNS)}; the sides are "
-            f"{', '.join(SIDES)}"
-        )
+        guess = f"; did you mean {similar}?" if similar else ""
+        raise ValueError(f"{wrong!r} is no {what}{guess}; the {what}s are {', '.join(known)}; write NAME or NAME:SIDE")
     return name, side or DESIGNS[name].side
 
 
@@ -109,14 +106,13 @@ def as_flags(designs):
 
 
 def in_words(designs, joint=", "):
-    """Designs as a phrase, such as "MultiCrop, AsymBN on both sides"; "" if there are none.
+    """Designs as a phrase, such as "MultiCrop on the source, AsymBN on both sides"; "" if there are none.
 
     Args:
-        designs: as `designs_of` returns them. The side is named where it is not the paper's.
+        designs: as `designs_of` returns them. Sides are named unless all designs are on the paper's.
         joint: what stands between two designs.
     """
 
-    def where(name, side):
-        return "" if side == DESIGNS[name].side else " on both sides" if side == "both" else f" on the {side}"
-
-    return joint.join(DESIGNS[name].title + where(name, side) for name, side in designs.items())
+    named = any(side != DESIGNS[name].side for name, side in designs.items())
+    where = {"source": " on the source", "target": " on the target", "both": " on both sides"}
+    return joint.join(DESIGNS[name].title + where[side] * named for name, side in designs.items())

@@ -146,7 +146,8 @@ def introduction(args, images):
     """The lines that say what is measured; `images` is the number of images."""
     batch, groups = args.batch_size, args.bn_splits
     of = f"{groups} batch-norm groups of {batch // groups} images" if groups > 1 else "1 batch-norm group"
-    yield f"variance: {images} images, {args.views} views of each, in batches of {batch} with {of}"
+    of_whom = f"{images} images, {args.views} views of each, in batches of {batch} with {of}"
+    yield f"variance by {ENCODERS[args.encoder]}, in hundredths (0: all views alike, 100: random): {of_whom}"
     if groups == 1:
         yield "note: asym_bn is equal to the baseline, since there is only one batch-norm group; give more --bn-splits"
 

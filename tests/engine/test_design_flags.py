@@ -33,7 +33,7 @@ def test_a_shorthand_and_a_name_alone_mean_the_papers_side(flag, name):
 def test_designs_are_in_the_papers_order_however_they_are_given():
     args = parsed("--design", "mean_encoding:both", "--enable-asym-bn", "--design=multicrop:target")
     assert args.design == ["multicrop:target", "asym_bn:target", "mean_encoding:both"]
-    assert in_words(designs_of(args)) == "MultiCrop on the target, AsymBN, MeanEnc on both sides"
+    assert in_words(designs_of(args)) == "MultiCrop on the target, AsymBN on the target, MeanEnc on both sides"
     assert parsed().design == [] and in_words({}) == ""
     assert parsed(*SHORTHANDS, *SHORTHANDS, "--enable-asymm-aug") == parsed(*SHORTHANDS)  # repeated, as ever
     assert parsed(*SHORTHANDS[::-1]).design == list(PAPER_SIDES) == as_flags(designs_of(parsed(*SHORTHANDS)))
@@ -43,30 +43,36 @@ def test_designs_are_in_the_papers_order_however_they_are_given():
     "words, message",
     [
         (
-            ["--design", "multicrop:both", "--enable-multicrop"],
-            "multicrop is given by --enable-multicrop and",
+            "--design multicrop:both --enable-multicrop",
+            "multicrop is given by --enable-multicrop and by --design; give",
         ),
         (
-            ["--enable-asym-bn", "--design", "asym_bn:source"],
-            "asym_bn is given by --enable-asym-bn and by --design",
+            "--enable-asym-bn --design asym_bn:source",
+            "asym_bn is given by --enable-asym-bn and by --design; give only",
         ),
         (
-            ["--design", "scalemix", "--design", "scalemix:target"],
-            "--design names scalemix twice; give it once, for both",
+            "--design scalemix --design scalemix:target",
+            "--design names scalemix twice; give it once, for both sides as",
         ),
-        (["--design", "multicorp"], "'multicorp' is not NAME or NAME:SIDE (did you mean multicrop?); the names are "),
-        (["--design", "asym-bn:target"], "'asym-bn:target' is not NAME or NAME:SIDE (did you mean asym_bn?)"),
         (
-            ["--design", "multicrop:targte"],
-            "(did you mean target?); the names are multicrop, ",
+            "--design multicorp",
+            "'multicorp' is no design; did you mean multicrop?; the designs are multicrop, scalemix",
         ),
-        (["--design", "multicrop:"], "'multicrop:' is not NAME or NAME:SIDE; the names are "),
-        (["--design", ""], "'' is not NAME or NAME:SIDE; the names"),
-        (["--design", "multicrop:source:target"], "the sides are source, target, both"),
+        ("--design asym-bn:target", "'asym-bn' is no design; did you mean asym_bn?; the designs"),
+        (
+            "--design multicrop:targte",
+            "'targte' is no side; did you mean target?; the sides are source, target, both;",
+        ),
+        ("--design multicrop:", "'' is no side; the sides are source, target, both; write NAME or NAME:SIDE"),
+        ("--design=", "'' is no design; the designs are multicrop, "),
+        (
+            "--design multicrop:source:target",
+            "no side; did you mean source?; the sides are source, target, both; write",
+        ),
     ],
 )
 def test_what_is_refused(words, message, call):
-    code, _, error = call(main_moco.build_parser().parse_args, "D", *words)
+    code, _, error = call(main_moco.build_parser().parse_args, "D", *words.split())
     assert code == 2 and error.count("\n") == 1 and message in error
 
 

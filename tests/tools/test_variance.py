@@ -54,7 +54,8 @@ def test_the_figures_are_those_of_the_checkpoint(trained, imagenet, call):
     result = expected(trained, imagenet / "val", TARGET, images=22, batch=11, splits=1, seed=4, **recipe)
     assert json.loads(out.splitlines()[-1]) == result and list(result) == NAMES
     assert out.splitlines()[2:-1] == [
-        "variance: 22 images, 2 views of each, in batches of 11 with 1 batch-norm group",
+        "variance by encoder_k, in hundredths (0: all views alike, 100: random): 22 images, 2 views of each, in "
+        "batches of 11 with 1 batch-norm group",
         "note: asym_bn is equal to the baseline, since there is only one batch-norm group; give more --bn-splits",
         "recipe            variance  std. error   ratio",
         *[f"{n:16} {x['variance']:9.3f} {x['standard_error']:11.3f} {x['ratio']:7.3f}" for n, x in result.items()],

@@ -1,6 +1,7 @@
 """The figure of the curves of some runs: eight or nine panels and a legend, drawn with matplotlib."""
 
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,6 +17,8 @@ from moco.loss import blind_guess
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
 STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # one per eight runs
 GREY = "#707070"
+# Of the curves of one run in a panel.
+LOOKS = tuple({"linewidth": width, "alpha": alpha} for alpha in (1, 0.4) for width in (1.5, 0.8))
 MANY, FEW = 100, 30  # a curve of more points is smoothed; a curve of fewer points gets markers
 MOST = 1000  # points of a curve; a longer one is thinned out
 CLEAR = 3  # runs whose unsmoothed curves can be told apart
@@ -29,7 +32,7 @@ class Panel:
 
     Args:
         title: the figure that is drawn.
-        curves: (kind, key) of each curve of a run, as `LoggedRun.curve` takes them; a second one is drawn thin.
+        curves: (kind, key) of each curve of a run, as `LoggedRun.curve` takes them; their looks are LOOKS.
         both: whether to draw all of these curves; otherwise only the first one of which the run has figures.
         factor: by which the figures are multiplied.
         smooth: np.ma.mean or np.ma.median over a running window, or None.
@@ -51,8 +54,9 @@ def panels(runs):
     pretraining, classification = any(run.pretraining for run in runs), any(not run.pretraining for run in runs)
     accuracy = " or ".join(["kNN"] * pretraining + ["Validation"] * classification)
     missing = "not measured; --knn-every" if pretraining else "not measured yet"
-    mean, variance = np.ma.mean, (("epoch", "variance_source"), ("epoch", "variance_target"))
-    title = "Variance of the source (thick) and target (thin)"
+    mean, sides = np.ma.mean, ("source", "target", "source_small", "target_small")
+    variance = tuple(("epoch", f"variance_{side}") for side in sides)
+    title = "Variance / 100: source (thick), target (thin), small views (faint)"
     measured = any(len(run.curve(*which)[1]) for run in runs for which in variance)
     return [
         Panel("Loss", (("step", "loss"),), smooth=mean, contains=()),
@@ -94,12 +98,14 @@ def draw(runs, names):
     faint = False
     for axis, panel in zip(axes, shown, strict=False):
         for run, style in zip(runs, styles, strict=True):
-            curves = [(x, y) for x, y in (run.curve(*which) for which in panel.curves) if not np.isnan(y).all()]
-            for width, (x, y) in zip((1.5, 0.8) if panel.both else (1.5,), curves, strict=False):
+            looks = LOOKS if panel.both else repeat(LOOKS[0])
+            curves = [(*run.curve(*which), look) for which, look in zip(panel.curves, looks, strict=False)]
+            curves = [curve for curve in curves if not np.isnan(curve[1]).all()]
+            for x, y, look in curves if panel.both else curves[:1]:
                 if len(runs) <= CLEAR and is_noisy(y, panel.smooth):
                     _draw_faint(axis, x, y * panel.factor, style["color"])
                     faint = True
-                _draw_curve(axis, x, y * panel.factor, panel.smooth, linewidth=width, **style)
+                _draw_curve(axis, x, y * panel.factor, panel.smooth, **look, **style)
         _finish(axis, panel, runs, styles)
     _draw_guesses(axes[0], runs)
     _draw_legend(axes[-1], runs, names, styles, faint)

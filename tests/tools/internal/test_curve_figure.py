@@ -168,11 +168,14 @@ def test_a_measured_variance_has_a_panel(tmp_path):
     log = begin(tmp_path / "x", "a1", **PRETRAINING)
     for epoch in range(2):
         steps(log, epoch, range(4), loss=1.0)
-        log.write("epoch", epoch=epoch, loss=1.0, variance_source=8.0 + epoch, variance_target=4.0)
+        log.write(
+            "epoch", epoch=epoch, loss=1.0, variance_source=8.0 + epoch, variance_target=4.0, variance_target_small=5.0
+        )
     for folders in ((tmp_path / "x",), (small_run(tmp_path / "y", "a2"), tmp_path / "x")):
         axes = figure_of(*folders)
-        assert len(axes) == 10 and axes[8].get_title() == "Variance of the source (thick) and target (thin)"
-        source, target = axes[8].lines
+        assert len(axes) == 10 and axes[8].get_title().startswith("Variance / 100: source")
+        source, target, small = axes[8].lines
         assert source.get_ydata().tolist() == [8, 9] and target.get_ydata().tolist() == [4, 4]
-        assert source.get_linewidth() > target.get_linewidth()
+        assert small.get_ydata().tolist() == [5, 5] and small.get_alpha() < target.get_alpha() == 1
+        assert source.get_linewidth() > target.get_linewidth() == small.get_linewidth()
         assert len(axes[9].get_legend().get_texts()) == len(folders)

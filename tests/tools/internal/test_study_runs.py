@@ -36,10 +36,10 @@ def test_names(text, name, designs, folder):
     [
         (
             "moco",
-            "the run 'moco' is neither baseline nor designs that are joined by +: 'moco' is not NAME or NAME:SIDE",
+            "the run 'moco' is neither baseline nor designs that are joined by +: 'moco' is no design",
         ),
-        ("multicrop:left", "'multicrop:left' is not NAME or NAME:SIDE"),
-        ("baseline+multicrop", "'baseline' is not NAME or NAME:SIDE"),
+        ("multicrop:left", "'left' is no side"),
+        ("baseline+multicrop", "'baseline' is no design"),
         ("multicrop:source+multicrop:target", "names multicrop twice; give it once, with :both for both sides"),
     ],
 )
