@@ -73,7 +73,7 @@ def parse_design(text):
     if name not in DESIGNS or (colon and side not in SIDES):
         wrong, known, what = (side, SIDES, "side") if name in DESIGNS else (name, DESIGNS, "design")
         similar = nearest(wrong.replace("-", "_"), known)
-        guess = f"; did you mean {similar}?" if similar else ""
+        guess = f" (did you mean {similar}?)" if similar else ""
         raise ValueError(f"{wrong!r} is no {what}{guess}; the {what}s are {', '.join(known)}; write NAME or NAME:SIDE")
     return name, side or DESIGNS[name].side
 

@@ -56,18 +56,18 @@ def test_designs_are_in_the_papers_order_however_they_are_given():
         ),
         (
             "--design multicorp",
-            "'multicorp' is no design; did you mean multicrop?; the designs are multicrop, scalemix",
+            "'multicorp' is no design (did you mean multicrop?); the designs are multicrop, scalemix",
         ),
-        ("--design asym-bn:target", "'asym-bn' is no design; did you mean asym_bn?; the designs"),
+        ("--design asym-bn:target", "'asym-bn' is no design (did you mean asym_bn?); the designs"),
         (
             "--design multicrop:targte",
-            "'targte' is no side; did you mean target?; the sides are source, target, both;",
+            "'targte' is no side (did you mean target?); the sides are source, target, both;",
         ),
         ("--design multicrop:", "'' is no side; the sides are source, target, both; write NAME or NAME:SIDE"),
         ("--design=", "'' is no design; the designs are multicrop, "),
         (
             "--design multicrop:source:target",
-            "no side; did you mean source?; the sides are source, target, both; write",
+            "'source:target' is no side; the sides are source, target, both",
         ),
     ],
 )
