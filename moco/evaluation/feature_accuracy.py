@@ -3,7 +3,9 @@
 import torch
 
 from moco.evaluation.knn import K, NearestNeighbours
-from moco.evaluation.logistic_regression import fit, predict, standardise
+from moco.evaluation.logistic_regression import fit, predict
+
+ITEMS = 4096  # features that are compared with those of the test images at a time
 
 
 def folds_of(labels, folds):
@@ -34,11 +36,11 @@ def accuracies(features, labels, classes, parts):
     """
     found, images = torch.zeros(3, dtype=torch.float64, device=features.device), 0
     for test in parts:
-        targets, known = labels[test], labels[~test]
-        nearest = NearestNeighbours(features[test], K)
-        nearest.add(torch.arange(len(known)), features[~test])
+        train, known, val, targets = features[~test], labels[~test], features[test], labels[test]
+        nearest = NearestNeighbours(val, K)
+        for indices, items in zip(torch.arange(len(train)).split(ITEMS), train.split(ITEMS), strict=True):
+            nearest.add(indices, items)
         found[:2] += nearest.count_hits(known, targets, classes, [K])[0]
-        train, val = standardise(features[~test], features[test])
         found[2] += (predict(val, *fit(train, known, classes)) == targets).sum()
         images += len(targets)
     return dict(zip(("knn_acc1", "knn_acc5", "regression_acc1"), (100 * found / images).tolist(), strict=True))

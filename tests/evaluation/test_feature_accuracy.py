@@ -5,9 +5,10 @@ from collections import Counter
 import pytest
 import torch
 
-from moco.evaluation import feature_accuracy
+from moco.evaluation import feature_accuracy, logistic_regression
 from moco.evaluation.feature_accuracy import accuracies, folds_of
 from moco.evaluation.logistic_regression import fit
+from tests.evaluation.large_tensors import LargeTensors
 from tests.evaluation.test_knn import accuracy_in_loops
 
 N, CLASSES = 61, 6
@@ -41,6 +42,7 @@ def regression_hits_in_loops(train, known, test, targets):
 @pytest.mark.parametrize("folds", [None, 3])
 def test_accuracies_are_those_of_loops(folds, data, monkeypatch):
     monkeypatch.setattr(feature_accuracy, "K", 7)
+    monkeypatch.setattr(feature_accuracy, "ITEMS", 9)
     features, labels = data
     part = folds_of(labels, folds) if folds else (torch.arange(N) >= 40).long()
     parts = [part == n for n in (range(folds) if folds else [1])]
@@ -59,6 +61,16 @@ def test_accuracies_are_those_of_loops(folds, data, monkeypatch):
     assert list(found) == ["knn_acc1", "knn_acc5", "regression_acc1"]
     assert list(found.values()) == pytest.approx(expected)
     assert 100 / CLASSES < expected[0] < 100  # so that an error could show
+
+
+def test_the_training_features_are_copied_once(data, monkeypatch):
+    features, labels = data
+    sizes = [(feature_accuracy, "ITEMS", 5), (feature_accuracy, "K", 2), (logistic_regression, "CELLS", 50)]
+    for module, name, value in [*sizes, (logistic_regression, "GRADIENT", 1e-2)]:
+        monkeypatch.setattr(module, name, value)
+    with LargeTensors(40 * 5 - 1) as large:
+        accuracies(features, labels, CLASSES, [torch.arange(N) >= 40])
+    assert large.found == [("aten.index.Tensor", (40, 5))]
 
 
 @pytest.mark.parametrize("folds", [2, 5, N])
