@@ -14,7 +14,7 @@ Accuracies are Acc@1 in percent, as mean ± standard deviation over the seeds (n
 the differences between a run and the baseline of the same seed, in points. A variance is that of the recipe of a side,
 by the encoder of the baseline, in hundredths. The paper's figures are its authors': gains in ImageNet top-1 after 100
 epochs with a ResNet-50, by linear classification; the baseline has 65.8 there. They are on the paper's side, which is
-bold.
+bold. "not run": there is no result. "no baseline": there is a result, but none of the baseline with the same seed.
 """
 
 
@@ -89,8 +89,10 @@ def gain_table(runs, metric):
     for name, (title, papers) in DESIGNS.items():
         cells = []
         for side in SIDES:
-            gains = gains_of(runs, name_of({name: side}), metric)
-            text = f"{in_words(gains, '+.1f')} (n = {len(gains)})" if gains else "not run"
+            run = name_of({name: side})
+            gains = gains_of(runs, run, metric)
+            absent = "no baseline" if values_of(runs.get(run, {}), metric) else "not run"
+            text = f"{in_words(gains, '+.1f')} (n = {len(gains)})" if gains else absent
             cells.append(f"**{text}**" if side == papers else text)
         rows.append([title, *cells, f"{PAPER[name]:+.1f} on the {papers}"])
     return f"## Gain over the baseline by {METRICS[metric]}\n\n{markdown(rows)}"

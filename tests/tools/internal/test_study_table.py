@@ -68,6 +68,21 @@ def test_linear_classification_has_a_table_if_it_was_measured():
     assert cells(text, "`baseline`", "## All")[5:7] == ["70.0", "-"]
 
 
+def test_a_run_without_a_baseline_is_not_one_that_was_not_run():
+    results = [
+        result("baseline", 0, 60.0),
+        result("multicrop", 1, 62.0, linear_acc1=70.0),
+        result("scalemix", 0, 61.0),
+    ]
+    text = table(results)
+    assert cells(text, "MultiCrop") == ["**no baseline**", "not run", "not run", "+4.1 on the source"]
+    by_lincls = "## Gain over the baseline by `main_lincls.py`"
+    assert cells(text, "MultiCrop", by_lincls)[0] == "**no baseline**"
+    assert cells(text, "ScaleMix")[0] == "**+1.0 (n = 1)**"
+    assert cells(text, "ScaleMix", by_lincls)[0] == "**not run**"  # there is no result of main_lincls.py
+    assert '"no baseline": there is a result, but none of the baseline with the same seed.' in text
+
+
 def test_no_result():
     assert table([]).startswith("# Study\n\n## All runs\n\n| run | n | variance")
 
