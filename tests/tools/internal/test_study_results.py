@@ -1,6 +1,8 @@
 """What a study writes: results.jsonl from the files of the stages, and which other files can be written."""
 
 import json
+import os
+import re
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import pytest
 
 from moco.tools.internal.study_results import write_results
 from moco.tools.internal.study_table import table
+from tests import readme
 
 SETTINGS = {"pretraining": {"lr": 0.03}, "evaluation": {"train": 9}}
 RECIPES = (
@@ -71,6 +74,19 @@ def test_results(out):
     first = (out / "results.jsonl").read_bytes()
     write_results(SimpleNamespace(out=str(out)))
     assert (out / "results.jsonl").read_bytes() == first
+
+
+def test_the_document_names_every_key(out):
+    """Of a run that has all stages, with MultiCrop on both sides and images that are broken."""
+    own = {f"own_variance_{side}": 1.0 for side in ("source", "target", "source_small", "target_small")}
+    stage(out, "baseline/seed0", "pretraining", loss=3.0, **own)
+    found = {"knn_acc1": 40.0, "knn_acc5": 60.0, "regression_acc1": 50.0, "left_out": 2}
+    stage(out, "baseline/seed0", "evaluation", **found)
+    write_results(SimpleNamespace(out=str(out)))
+    with open(os.path.join(readme.ROOT, "moco", "evaluation", "README.md")) as file:
+        table = file.read().split("| key in `results.jsonl` |")[1].split("\n\n")[0]
+    keys = [key for row in table.splitlines()[2:] for key in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(keys) == sorted(results_of(out)[1])
 
 
 def test_the_picture_and_why_there_is_none(out, monkeypatch):
