@@ -67,7 +67,7 @@ def test_designs_are_in_the_papers_order_however_they_are_given():
         ("--design=", "'' is no design; the designs are multicrop, "),
         (
             "--design multicrop:source:target",
-            "'source:target' is no side; the sides are source, target, both",
+            "'source:target' is no side (did you mean target?); the sides are source, target, both",
         ),
     ],
 )

@@ -45,7 +45,7 @@ def draw(points):
     for point in points:
         style = marker(*LOOKS[point.design], MARKERS[point.side])
         bars = {"elinewidth": 1, "capsize": style["markersize"] / 2}
-        axis.errorbar(point.variance, point.gain, yerr=point.deviation, **style, **bars)
+        axis.errorbar(point.variance, point.gain, yerr=point.deviation, xerr=point.variance_deviation, **style, **bars)
     seeds = sorted({point.seeds for point in points})
     number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     over = "1 seed" if number == "1" else f"mean ± standard deviation over {number} seeds"
@@ -72,7 +72,7 @@ def marker(colour, size, shape, **more):
 
 def limits(points):
     """The limits of both axes: (left, right), (low, high). Zero lies within, so that all quadrants are seen."""
-    reach = 1.25 * max(abs(point.variance) for point in points) or 1
+    reach = 1.25 * max(abs(point.variance) + (point.variance_deviation or 0) for point in points) or 1
     ends = [point.gain + sign * (point.deviation or 0) for point in points for sign in (-1, 1)]
     low, high = min(0, *ends), max(0, *ends)
     margin = 0.17 * (high - low) or 1  # has room for the words in the quadrants

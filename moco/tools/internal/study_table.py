@@ -23,6 +23,7 @@ class Point(NamedTuple):
 
     `variance` is that of the source minus that of the target, in hundredths; `gain` is in points of accuracy. Both are
     means over the seeds. `deviation` is the gain's standard deviation, None for one seed. `seeds` is their number.
+    `variance_deviation` is the standard deviation of `variance`.
     """
 
     design: str
@@ -31,6 +32,7 @@ class Point(NamedTuple):
     gain: float
     deviation: float | None
     seeds: int
+    variance_deviation: float | None = None
 
 
 def by_run(results):
@@ -65,7 +67,8 @@ def points_of(results):
         designs = next(iter(run.values()))["designs"]
         gains, differences = gains_of(runs, name, "regression_acc1"), differences_of(run)
         if len(designs) == 1 and gains and differences:
-            points.append(Point(*next(iter(designs.items())), spread(differences)[0], *spread(gains), len(gains)))
+            variance, deviation = spread(differences)
+            points.append(Point(*next(iter(designs.items())), variance, *spread(gains), len(gains), deviation))
     return points
 
 
@@ -94,7 +97,7 @@ def gain_table(runs, metric):
             absent = "no baseline" if values_of(runs.get(run, {}), metric) else "not run"
             text = f"{in_words(gains, '+.1f')} (n = {len(gains)})" if gains else absent
             cells.append(f"**{text}**" if side == papers else text)
-        rows.append([title, *cells, f"{PAPER[name]:+.1f} on the {papers}"])
+        rows.append([title, *cells, f"{PAPER[name]:+.1f} on the {papers}" if name in PAPER else "-"])
     return f"## Gain over the baseline by {METRICS[metric]}\n\n{markdown(rows)}"
 
 

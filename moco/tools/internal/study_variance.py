@@ -24,10 +24,10 @@ def recipes_of(designs):
         designs: dict from names to sides.
 
     Returns:
-        Two dicts from recipe to weight, of the source and of the target; None for a run of several designs, which has
-        recipes of its own.
+        Two dicts from recipe to weight, of the source and of the target; None for a run of several designs, or of one
+        that the paper lacks, which has recipes of its own.
     """
-    if len(designs) > 1:
+    if len(designs) > 1 or not designs.keys() <= {"multicrop", *SINGLE}:
         return None
     for name, side in designs.items():
         if name == "multicrop":

@@ -4,6 +4,7 @@ import statistics
 
 import pytest
 
+from moco.engine.design_flags import DESIGNS, Design
 from moco.tools.internal.study_table import NOTES, PAPER, Point, points_of, table
 from tests.tools.internal.study_parts import result
 
@@ -83,6 +84,11 @@ def test_a_run_without_a_baseline_is_not_one_that_was_not_run():
     assert '"no baseline": there is a result, but none of the baseline with the same seed.' in text
 
 
+def test_a_design_of_ones_own_has_a_row_without_a_figure_of_the_paper(monkeypatch):
+    monkeypatch.setitem(DESIGNS, "cutmix", Design("CutMix", "source"))
+    assert cells(table(RESULTS), "CutMix") == ["**not run**", "not run", "not run", "-"]
+
+
 def test_no_result():
     assert table([]).startswith("# Study\n\n## All runs\n\n| run | n | variance")
 
@@ -90,7 +96,7 @@ def test_no_result():
 def test_points_of_the_picture():
     gains = [3.0, 5.0, 2.5]
     assert points_of(RESULTS) == [
-        Point("multicrop", "source", 15.5, pytest.approx(3.5), pytest.approx(statistics.stdev(gains)), 3),
+        Point("multicrop", "source", 15.5, pytest.approx(3.5), pytest.approx(statistics.stdev(gains)), 3, 0.5),
         Point("asym_bn", "source", -1.0, -1.0, None, 1),
     ]
     assert points_of(RESULTS[4:]) == []  # without a baseline

@@ -41,3 +41,7 @@ def test_the_recipes_of_a_side_are_measured_and_weigh_1(name):
 def test_what_is_not_known():
     assert variances_of_sides({"multicrop": "source", "asym_bn": "target"}, {}) == {}  # recipes of its own
     assert variances_of_sides({}, None) == {}  # not measured
+
+
+def test_a_design_of_ones_own_has_no_known_variance():
+    assert recipes_of({"cutmix": "source"}) is None and variances_of_sides({"cutmix": "source"}, {}) == {}
