@@ -21,14 +21,14 @@ if __name__ == "__main__":
 import argparse
 import os
 import shlex
+import traceback
 
-from moco.engine.checkpoint_format import CheckpointError
 from moco.engine.command_line import SEED, Parser, number, output_folder
 from moco.engine.early_signals import EXIT_CODE
-from moco.engine.launch_plan import cores
+from moco.engine.known_causes import known_cause
 from moco.engine.stop_signals_raise import stop_signals_raise
 from moco.pipe_safe_print import say
-from moco.tools.internal.study_programs import ProgramFailed, run_at_once
+from moco.tools.internal.study_programs import ProgramFailed, gpu_shares, run_at_once
 from moco.tools.internal.study_results import write_results
 from moco.tools.internal.study_runs import BASELINE, name_of, paper_runs, parse_run
 from moco.tools.internal.study_settings import open_study
@@ -50,7 +50,7 @@ def build_parser():
     add("--seeds", metavar="N", nargs="+", type=SEED, default=[0], help="random seeds; each run is repeated with each")
     help = "cross-validate over train and val together, in N parts (default: classify val by means of train)"
     add("--folds", metavar="N", type=number(int, 2), help=help)
-    help = "runs at once; they share the cores and GPUs"
+    help = "runs at once; each gets the Nth part of the cores and GPUs"
     add("--jobs", metavar="N", type=some, default=1, help=help)
     help = "also classify by main_lincls.py, with these flags, such as --lincls='--lars --epochs 50'"
     add("--lincls", metavar="FLAGS", nargs="?", const="", type=flag_words, help=help)
@@ -85,13 +85,14 @@ def main(argv=None):
         for job in jobs:
             print(shlex.join(["python", *command(args, flags, *job)]))
         return
-    share = ["-j", str(max(1, cores() // args.jobs))] if args.jobs > 1 else []
+    gpus = gpu_shares(args.jobs)
+    os.environ |= gpus[0]  # so that the checks see the GPUs that a run will see
     try:
-        study = open_study(args, [*share, *flags], names)
+        study = open_study(args, flags, names)
     except (OSError, ValueError) as error:
         parser.error(error)
     with stop_signals_raise():
-        failed = run_alone(study, *jobs[0]) if len(jobs) == 1 else run_all(args, flags, study, jobs)
+        failed = run_alone(study, *jobs[0]) if len(jobs) == 1 else run_all(args, flags, study, jobs, gpus)
     for line in write_results(study):
         say(line)
     if failed:
@@ -105,31 +106,42 @@ def command(args, flags, name, seed):
     words += ["--labelled", os.path.abspath(args.labelled)] if args.labelled else []
     words += ["--folds", str(args.folds)] if args.folds else []
     words += [f"--lincls={shlex.join(args.lincls)}"] if args.lincls is not None else []
-    words += ["--jobs", str(args.jobs)] if args.jobs > 1 else []
     return [*words, "--runs", name, "--seeds", str(seed), *(["--", *flags] if flags else [])]
 
 
-def run_all(args, flags, study, jobs):
-    """Runs each of the jobs, pairs (name, seed), in a process of its own; returns in words which of them failed."""
+def run_all(args, flags, study, jobs, gpus):
+    """Runs each of the jobs, pairs (name, seed), in a process of its own; returns in words which of them failed.
+
+    `gpus` is as of `run_at_once`.
+    """
     waiting = [job for job in jobs if missing_stages(study, *job)]
     say(f"study: {len(jobs)} runs, of which {len(jobs) - len(waiting)} are finished already")
-    codes = run_at_once([command(args, flags, *job) for job in waiting], args.jobs)
+    codes = run_at_once([command(args, flags, *job) for job in waiting], gpus)
     failed = [(*job, code) for job, code in zip(waiting, codes, strict=True) if code]
     return ", ".join(f"{name} with seed {seed} (code {code})" for name, seed, code in failed)
 
 
 def run_alone(study, name, seed):
-    """Does the missing stages of one run; returns in words what failed, if something did."""
+    """Does the missing stages of one run; returns in words which failed. The others of a run need its pretraining."""
+    failed = []
     for run, stage in missing_stages(study, name, seed):
+        if (run, "pretraining") in failed:
+            continue
         try:
             perform(study, run, seed, stage)
-        except (ProgramFailed, CheckpointError, SystemExit) as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and error.code == EXIT_CODE:  # a signal
                 raise
-            reason = "see above" if isinstance(error, SystemExit) else error
-            say(f"error: {run}, seed {seed}, {stage}: {reason}", True)
-            return f"{stage} of {run} with seed {seed}"
-    return ""
+            say(f"error: {run}, seed {seed}, {stage}: {reason_of(error)}", True)
+            failed.append((run, stage))
+    return ", ".join(f"{stage} of {run} with seed {seed}" for run, stage in failed)
+
+
+def reason_of(error):
+    """Why a stage failed: one line, or the traceback of an exception of no known kind. Call it in `except`."""
+    if isinstance(error, SystemExit):
+        return "see above"
+    return error if isinstance(error, ProgramFailed) else known_cause(error) or f"\n{traceback.format_exc()}"
 
 
 if __name__ == "__main__":

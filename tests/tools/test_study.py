@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import os
+import re
 import shlex
 
 import pytest
+import torch
 
 from moco.engine.checkpoint_format import CheckpointError
 from moco.tools import fake_imagenet, study
@@ -52,7 +54,7 @@ def started(monkeypatch, work):
             return stop.code
         return 0
 
-    monkeypatch.setattr(study, "run_at_once", lambda commands, jobs: [code_of(words) for words in commands])
+    monkeypatch.setattr(study, "run_at_once", lambda commands, gpus: [code_of(words) for words in commands])
     return commands
 
 
@@ -65,7 +67,7 @@ def test_each_run_is_started_once_and_finished_ones_are_not_repeated(imagenet, t
     assert performed == [
         (run, seed, stage)
         for seed in (0, 1)
-        for run, stages in (("random", ["evaluation"]), ("baseline", base), ("multicrop:target", other))
+        for run, stages in (("baseline", base), ("random", ["evaluation"]), ("multicrop:target", other))
         for stage in stages
     ]
     assert started[1] == [
@@ -84,9 +86,10 @@ def test_each_run_is_started_once_and_finished_ones_are_not_repeated(imagenet, t
 @pytest.mark.parametrize(
     "failure, line",
     [
-        (ProgramFailed("code 3 of x"), "error: baseline, seed 0, pretraining: code 3 of x\n"),
-        (CheckpointError("no file y"), "error: baseline, seed 0, pretraining: no file y\n"),
-        (SystemExit(1), "error: baseline, seed 0, pretraining: see above\n"),
+        (ProgramFailed("code 3 of x"), "code 3 of x\n"),
+        (CheckpointError("no file y"), "no file y\n"),
+        (SystemExit(1), "see above\n"),
+        (KeyError("z"), r"\nTraceback (.*\n)*KeyError: 'z'\n\n"),
     ],
 )
 def test_a_failed_run_is_reported_and_the_rest_goes_on(failure, line, imagenet, tmp_path, work, started, call):
@@ -96,9 +99,13 @@ def test_a_failed_run_is_reported_and_the_rest_goes_on(failure, line, imagenet, 
     code, out, error = call(study.main, *words)
     again = "the same command tries again\n"
     alone = f"failed: pretraining of baseline with seed 0; {again}"
-    assert (code, error) == (1, f"{line}{alone}failed: baseline with seed 0 (code 1); {again}")
+    first, rest = (
+        f"error: baseline, seed 0, pretraining: {line}",
+        f"{alone}failed: baseline with seed 0 (code 1); {again}",
+    )
+    assert code == 1 and re.fullmatch(first + re.escape(rest), error)
     runs = [(run, stage) for run, _, stage in performed]
-    assert runs[:2] == [("random", "evaluation"), ("baseline", "pretraining")]
+    assert runs[:2] == [("baseline", "pretraining"), ("random", "evaluation")]
     assert runs[2:] == [("multicrop:target", "pretraining"), ("multicrop:target", "evaluation")]
     assert "2 results" in out.splitlines()[-2] or "2 results" in out.splitlines()[-1]
     errors.clear()
@@ -109,23 +116,32 @@ def test_a_failed_run_is_reported_and_the_rest_goes_on(failure, line, imagenet, 
     ]
 
 
+def test_a_failed_stage_stops_only_what_needs_it(imagenet, tmp_path, work, call):
+    performed, errors = work
+    errors["baseline", "evaluation"] = errors["random", "lincls"] = ProgramFailed("x")
+    code, _, error = call(study.main, imagenet, "--out", tmp_path, "--lincls", "--", *FLAGS)
+    assert code == 1 and error.count("error: ") == 2
+    assert "failed: evaluation of baseline with seed 0, lincls of random with seed 0" in error
+    assert [stage for run, _, stage in performed] == [
+        *("pretraining", "evaluation", "lincls", "variance"),
+        *("evaluation", "lincls"),
+    ]
+
+
 def test_a_signal_ends_a_run_without_a_report(imagenet, tmp_path, work, call):
     work[1]["multicrop", "pretraining"] = SystemExit(143)
     code, _, error = call(study.main, imagenet, "--out", tmp_path, "--runs", "multicrop", "--", *FLAGS)
     assert (code, error) == (143, "") and not (tmp_path / "results.jsonl").exists()
 
 
-def test_runs_at_once_share_the_cores(imagenet, tmp_path, work, started, call, monkeypatch):
-    monkeypatch.setattr(study, "cores", lambda: 6)
-    seen = []
-    monkeypatch.setattr(
-        study, "run_alone", lambda study, *job: seen.append((study.options.workers, study.flags)) or ""
-    )
-    flags = FLAGS[: FLAGS.index("-j")]
-    assert call(study.main, imagenet, "--out", tmp_path, *TWO, "--jobs", 2, "--", *flags)[0] == 0
-    assert seen == [(3, ["-j", "3", *flags])] * 2
-    assert call(study.main, imagenet, "--out", tmp_path, *TWO, "--jobs", 2, "--", *FLAGS)[0] == 0
-    assert seen[2][0] == 0  # the user's own -j
+def test_the_checks_see_the_gpus_of_a_run(imagenet, tmp_path, call, monkeypatch):
+    def seen(*_):
+        raise ValueError(f"GPUs {os.environ['CUDA_VISIBLE_DEVICES']}")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7,8")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(study, "open_study", seen)
+    assert "GPUs 5,6\n" in call(study.main, imagenet, "--out", tmp_path, "--jobs", 2)[2]
 
 
 def test_commands_for_an_array_of_jobs(tmp_path, monkeypatch, work, started, call, imagenet):

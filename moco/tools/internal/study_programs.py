@@ -10,7 +10,6 @@ import time
 
 import torch
 
-from moco.engine.launch_plan import cores
 from moco.engine.launch_processes import noted_signals
 from moco.engine.preemption import Stopped
 
@@ -32,7 +31,7 @@ class Programs:
         self.started = []
 
     def start(self, words, **options):
-        """Starts `python WORDS` in the repository's root.
+        """Starts `python WORDS` in the current folder, in which also the paths that a user gives are looked up.
 
         Args:
             words: list of str. options: those of subprocess.Popen.
@@ -40,8 +39,10 @@ class Programs:
         Returns:
             The Popen.
         """
+        path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))  # for `-m moco...`
+        environment = {**os.environ, **options.pop("env", {}), "PYTHONPATH": path}
         with noted_signals() as received:  # an exception could get between the start and the list
-            self.started.append(subprocess.Popen([sys.executable, *words], cwd=ROOT, **options))
+            self.started.append(subprocess.Popen([sys.executable, *words], env=environment, **options))
         for number in received:
             signal.raise_signal(number)
         return self.started[-1]
@@ -74,15 +75,22 @@ def run_program(words, log):
         raise ProgramFailed(f"code {code} of `python {shlex.join(words)}`; its log {log!r} ends with: {last}")
 
 
-def run_at_once(commands, jobs):
-    """Runs `python WORDS` for each of the commands, `jobs` at once; returns their exit codes, in order."""
+def run_at_once(commands, gpus):
+    """Runs `python WORDS` for each of the commands, as many at once as `gpus`, of `gpu_shares`, has shares.
+
+    Each gets its share of the cores and GPUs.
+
+    Returns:
+        Their exit codes, in order.
+    """
     codes, running, waiting = [None] * len(commands), {}, list(enumerate(commands))
     with Programs() as programs:
         while waiting or running:
-            for slot in set(range(jobs)) - running.keys():
+            for slot in set(range(len(gpus))) - running.keys():
                 if waiting:
                     number, words = waiting.pop(0)
-                    running[slot] = number, programs.start(words, env=environment(slot, jobs))
+                    with on_cores(slot, len(gpus)):
+                        running[slot] = number, programs.start(words, env=gpus[slot])
             time.sleep(PAUSE)
             for slot, (number, process) in list(running.items()):
                 if process.poll() is not None:
@@ -91,16 +99,34 @@ def run_at_once(commands, jobs):
     return codes
 
 
-def environment(slot, jobs):
-    """The environment of number `slot` of `jobs` programs that run at once: with its share of cores and GPUs."""
-    share = {}
-    if jobs > 1:
-        share["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
-        if gpus := visible_gpus():
-            each = max(1, len(gpus) // jobs)
-            first = slot * each % len(gpus)
-            share["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + each])
-    return {**os.environ, **share}
+def share(things, slot, jobs):
+    """The part of a list for number `slot` of `jobs` programs that run at once; all parts have the same size."""
+    each = max(1, len(things) // jobs)
+    first = slot * each % len(things)
+    return things[first : first + each]
+
+
+def gpu_shares(jobs):
+    """For each of `jobs` programs that run at once, a dict of environment variables that shows it its share of GPUs."""
+    gpus = visible_gpus() if jobs > 1 else []
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(share(gpus, slot, jobs))} if gpus else {} for slot in range(jobs)]
+
+
+@contextlib.contextmanager
+def on_cores(slot, jobs):
+    """Context manager: programs that start in it get the share of the cores of number `slot` of `jobs` programs.
+
+    They inherit it from this thread, and their own data workers, processes and threads inherit it from them.
+    """
+    if not hasattr(os, "sched_setaffinity"):  # not Linux: they all use all cores
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, share(sorted(own), slot, jobs))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 def visible_gpus():

@@ -20,7 +20,7 @@ from moco.evaluation.pretrained_encoder import open_encoder
 from moco.pipe_safe_print import say
 from moco.tools.internal.encoder_program import start
 from moco.tools.internal.run_log import read_log
-from moco.tools.internal.study_programs import run_program
+from moco.tools.internal.study_programs import ROOT, run_program
 from moco.tools.internal.study_runs import BASELINE, RANDOM, design_flags, folder_of
 from moco.tools.internal.study_settings import lincls_flags, write_json
 from moco.tools.variance import images_of
@@ -33,12 +33,12 @@ IMAGES = 512  # at most, whose variance is measured; its standard error is then 
 def missing_stages(study, name, seed):
     """The stages of a run that are not done yet, as a list of (name of the run, stage).
 
-    The random encoder of a seed belongs to its baseline, which starts from it.
+    The random encoder of a seed belongs to its baseline, which starts from it. It comes last.
 
     Args:
         study: a Study. name: of the run. seed: of the run.
     """
-    wanted = [(run, stage) for run in [RANDOM] * (name == BASELINE) + [name] for stage in stages_of(study, run)]
+    wanted = [(run, stage) for run in [name] + [RANDOM] * (name == BASELINE) for stage in stages_of(study, run)]
     return [(run, stage) for run, stage in wanted if not os.path.exists(path_of(study, run, seed, stage))]
 
 
@@ -57,7 +57,8 @@ def perform(study, name, seed, stage):
     """Does one stage of a run, and writes its result.
 
     Raises:
-        ProgramFailed, CheckpointError: it can't be done. SystemExit: as `start`, after a line that says why.
+        ProgramFailed: a program that it starts fails. SystemExit: as `start`, after a line that says why.
+        Exception: of any other kind, from the evaluation.
     """
     path = path_of(study, name, seed, stage)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -91,7 +92,10 @@ def pretrain(study, name, seed, path):
     folder = os.path.dirname(path)
     if not os.path.exists(checkpoint_of(study, name, seed)):
         own = [*design_flags(name), "--seed", str(seed), "--resume", "auto", "--output-dir", folder]
-        run_program(["main_moco.py", "--keep", "1", *study.flags, *own, study.data], f"{folder}/pretraining.log")
+        run_program(
+            [os.path.join(ROOT, "main_moco.py"), "--keep", "1", *study.flags, *own, study.data],
+            f"{folder}/pretraining.log",
+        )
     log = read_log(folder)[-1]
     last = [line for *_, line in log.lines if line["kind"] == "epoch"][-1]
     seconds = log.steps_per_epoch * log.curve("epoch", "seconds")[1].sum()
@@ -138,8 +142,8 @@ def classify(study, name, seed, path):
     started, folder = time.monotonic(), os.path.join(os.path.dirname(path), "lincls")
     os.makedirs(folder, exist_ok=True)
     flags = lincls_flags(study, checkpoint_of(study, name, seed))
-    words = ["main_lincls.py", *flags, "--seed", str(seed), "--output-dir", folder, "--resume", "auto", study.labelled]
-    run_program(words, f"{folder}.log")
+    own = ["--seed", str(seed), "--output-dir", folder, "--resume", "auto", study.labelled]
+    run_program([os.path.join(ROOT, "main_lincls.py"), *flags, *own], f"{folder}.log")
     best = read_log(folder)[-1].curve("epoch", "val_acc1")[1].max()
     finish(path, time.monotonic() - started, linear_acc1=best)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,20 +12,22 @@ import torch
 
 from moco.engine.preemption import Stopped
 from moco.engine.stop_signals_raise import stop_signals_raise
-from moco.tools.internal.study_programs import ProgramFailed, Programs, environment, run_at_once, run_program
+from moco.tools.internal import study_programs
+from moco.tools.internal.study_programs import ProgramFailed, Programs, gpu_shares, run_at_once, run_program, share
 from tests.readme import ROOT
 
 # A program that says that it has started, and takes part in a queue: it waits until all those beside it have started.
 MEET = """
 import os, sys, time
 folder, name, others = sys.argv[1], sys.argv[2], sys.argv[3:]
-open(os.path.join(folder, name), "w").write(os.environ.get("OMP_NUM_THREADS", ""))
+open(os.path.join(folder, name), "w").write(f"{os.environ.get('GPU')} {sorted(os.sched_getaffinity(0))}")
 end = time.monotonic() + 30
 while not all(os.path.exists(os.path.join(folder, other)) for other in others):
     assert time.monotonic() < end
     time.sleep(0.01)
 sys.exit(int(name))
 """
+GPUS = [{"GPU": "a"}, {"GPU": "b"}]
 LINGER = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], "a").write("ended\\n"), sys.exit(143)))
@@ -33,25 +36,61 @@ time.sleep(60)
 """
 
 
-def test_the_output_goes_to_the_log_and_a_failure_names_it(tmp_path):
+def test_the_output_goes_to_the_log_and_a_failure_names_it(tmp_path, monkeypatch):
     log = tmp_path / "x.log"
-    run_program(["-c", "import os; print(os.getcwd())"], str(log))
+    monkeypatch.chdir(tmp_path)  # paths that the user gives are relative to it
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    run_program(["-c", "import os, moco; print(os.getcwd(), os.environ['PYTHONPATH'])"], str(log))
     with pytest.raises(ProgramFailed) as error:
         run_program(["-c", "import sys; print('a', file=sys.stderr); sys.exit('it broke')"], str(log))
-    assert log.read_text().splitlines() == [ROOT, "a", "it broke"]
+    assert log.read_text().splitlines() == [f"{tmp_path} {ROOT}:mine", "a", "it broke"]
     assert str(error.value).startswith("code 1 of `python -c 'import sys; ")
     assert str(error.value).endswith(f"`; its log '{log}' ends with: it broke")
     with pytest.raises(ProgramFailed, match="code 3 of `python -c 'exit"):
         run_program(["-c", "exit(3)"], str(tmp_path / "empty.log"))
 
 
-def test_so_many_run_at_once_and_the_codes_are_in_order(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+def test_so_many_run_at_once_with_their_shares_and_the_codes_are_in_order(tmp_path):
     others = {0: "1", 1: "0", 2: "3", 3: "2", 4: ""}  # 0 and 1 must be there at once, and so must 2 and 3
     commands = [["-c", MEET, str(tmp_path), str(n), *other] for n, other in others.items()]
-    assert run_at_once(commands, 2) == [0, 1, 2, 3, 4]
-    assert [(tmp_path / str(n)).read_text() for n in others] == ["7"] * 5  # the user's own number of threads
-    assert run_at_once([], 2) == []
+    assert run_at_once(commands, GPUS) == [0, 1, 2, 3, 4]
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [f"{gpu['GPU']} {share(cores, slot, 2)}" for slot, gpu in enumerate(GPUS)]
+    found = [(tmp_path / str(n)).read_text() for n in others]
+    assert sorted(found[:2]) == sorted(found[2:4]) == shares and found[4] in shares
+    assert run_at_once([], GPUS) == []
+
+
+def test_no_more_run_at_once(monkeypatch):
+    running, most = [], []
+
+    class Process:
+        polls, returncode = 0, 0
+
+        def poll(self):
+            self.polls += 1
+            return running.remove(self) or 0 if self.polls == 2 else None
+
+    def start(self, words, env):
+        running.append(Process())
+        most.append(len(running))
+        return running[-1]
+
+    monkeypatch.setattr(Programs, "start", start)
+    monkeypatch.setattr(study_programs, "PAUSE", 0)
+    assert run_at_once([["x"]] * 7, [{}] * 3) == [0] * 7 and max(most) == 3
+
+
+def test_a_signal_during_the_start_ends_the_program_too(monkeypatch, capsys):
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with pytest.raises(Stopped), stop_signals_raise(), Programs() as programs:
+        programs.start(["-c", "import time; time.sleep(60)"])
+    assert programs.started[0].returncode == -signal.SIGTERM
 
 
 def test_a_signal_ends_the_programs_and_waits_for_them(tmp_path, capsys):
@@ -66,7 +105,7 @@ def test_a_signal_ends_the_programs_and_waits_for_them(tmp_path, capsys):
     thread = threading.Thread(target=stop_when_all_have_begun)
     with pytest.raises(Stopped) as stop, stop_signals_raise():
         thread.start()
-        run_at_once([["-c", LINGER, str(file)] for file in files], 2)
+        run_at_once([["-c", LINGER, str(file)] for file in files], GPUS)
     thread.join()
     assert stop.value.code == 143 and capsys.readouterr().err == "stopped by SIGTERM\n"
     assert [file.read_text() for file in files] == ["began\nended\n"] * 2
@@ -88,19 +127,14 @@ def test_programs_that_still_run_at_the_end_are_ended():
         (None, 1, [None]),
     ],
 )
-def test_shares_of_cores_and_gpus(visible, jobs, expected, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("moco.tools.internal.study_programs.cores", lambda: 7)
+def test_shares_of_gpus(visible, jobs, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(visible.split(",")) if visible else 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = [environment(slot, jobs) for slot in range(jobs)]
-    assert [one.get("CUDA_VISIBLE_DEVICES") for one in found] == expected
-    assert [one.get("OMP_NUM_THREADS") for one in found] == [str(7 // jobs) if jobs > 1 else None] * jobs
-    assert found[0]["PATH"] == os.environ["PATH"]
+    assert [one.get("CUDA_VISIBLE_DEVICES") for one in gpu_shares(jobs)] == expected
 
 
 def test_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert environment(1, 2)["CUDA_VISIBLE_DEVICES"] == ""  # as it was
+    assert gpu_shares(2) == [{}, {}]

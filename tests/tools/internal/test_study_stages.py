@@ -11,6 +11,7 @@ from moco.engine.checkpoint_format import CheckpointError
 from moco.tools import knn
 from moco.tools.internal import study_stages
 from moco.tools.internal.study_stages import checkpoint_of, missing_stages, path_of, perform
+from tests.readme import ROOT
 from tests.tiny_net import use_tiny_net
 from tests.tools.internal.study_parts import FLAGS, small_study
 from tests.tools.internal.written_log import CLASSIFICATION, PRETRAINING, begin, small_run
@@ -30,9 +31,9 @@ def started(monkeypatch):
 
     def run_program(words, log):
         lines.append(words)
-        if words[0] == "main_moco.py":
+        if words[0] == f"{ROOT}/main_moco.py":
             small_run(path_of_option(words), "a1", epochs=3)
-        elif words[0] == "main_lincls.py":
+        elif words[0] == f"{ROOT}/main_lincls.py":
             file = begin(path_of_option(words), "a2", **CLASSIFICATION)
             for epoch, acc1 in enumerate([40.0, 55.5, 50.0]):
                 file.write("epoch", epoch=epoch, val_acc1=acc1)
@@ -56,12 +57,12 @@ def result_of(study, name, seed, stage):
 def test_which_stages_are_missing(imagenet, tmp_path):
     study = small_study(imagenet, tmp_path)
     base = [("baseline", stage) for stage in ("pretraining", "evaluation", "variance")]
-    assert missing_stages(study, "baseline", 1) == [("random", "evaluation"), *base]
+    assert missing_stages(study, "baseline", 1) == [*base, ("random", "evaluation")]
     multicrop = [("multicrop:both", stage) for stage in ("pretraining", "evaluation")]
     assert missing_stages(study, "multicrop:both", 1) == multicrop
     with_lincls = small_study(imagenet, tmp_path, lincls=[])
     own = [("baseline", stage) for stage in ("pretraining", "evaluation", "lincls", "variance")]
-    assert missing_stages(with_lincls, "baseline", 1) == [("random", "evaluation"), ("random", "lincls"), *own]
+    assert missing_stages(with_lincls, "baseline", 1) == [*own, ("random", "evaluation"), ("random", "lincls")]
     for folder, stage in (("baseline", "pretraining"), ("baseline", "evaluation"), ("random", "evaluation")):
         os.makedirs(tmp_path / folder / "seed1", exist_ok=True)
         (tmp_path / folder / "seed1" / f"{stage}.json").write_text("{}")
@@ -75,7 +76,7 @@ def test_pretraining(imagenet, tmp_path, started, capsys):
     perform(study, "multicrop:target", 4, "pretraining")
     folder = f"{tmp_path}/multicrop-target/seed4"
     own = ["--design", "multicrop:target", "--seed", "4", "--resume", "auto", "--output-dir", folder, str(imagenet)]
-    assert started == [["main_moco.py", "--keep", "1", *FLAGS, "--epochs", "3", *own]]
+    assert started == [[f"{ROOT}/main_moco.py", "--keep", "1", *FLAGS, "--epochs", "3", *own]]
     assert capsys.readouterr().out == "multicrop:target, seed 4: pretraining\n"
     found = result_of(study, "multicrop:target", 4, "pretraining")
     assert found["figures"] == {"loss": 3.5} and found["seconds"] == 3 * 4 * 0.5
@@ -106,7 +107,7 @@ def test_linear_classification(imagenet, tmp_path, started):
     folder = f"{tmp_path}/random/seed2/lincls"
     flags = ["--crop-size", "32", "-j", "1", "--lars", "-b", "16", "-a", "resnet18", "--stem", "imagenet"]
     own = ["--pretrained", "none", "--seed", "2", "--output-dir", folder, "--resume", "auto", str(imagenet)]
-    assert started == [["main_lincls.py", *flags, *own]]
+    assert started == [[f"{ROOT}/main_lincls.py", *flags, *own]]
     assert result_of(study, "random", 2, "lincls")["figures"] == {"linear_acc1": 55.5}
 
 
