@@ -107,7 +107,7 @@ def share(things, slot, jobs):
 
 
 def gpu_shares(jobs):
-    """For each of `jobs` programs that run at once, a dict of environment variables that shows it its share of GPUs."""
+    """For each of `jobs` programs that run at once, the environment variables that show it its share of the GPUs."""
     gpus = visible_gpus() if jobs > 1 else []
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share(gpus, slot, jobs))} if gpus else {} for slot in range(jobs)]
 

@@ -30,8 +30,9 @@ sys.exit(int(name))
 GPUS = [{"GPU": "a"}, {"GPU": "b"}]
 LINGER = """
 import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], "a").write("ended\\n"), sys.exit(143)))
-open(sys.argv[1], "a").write("began\\n")
+file = open(sys.argv[1], "a", buffering=1)  # it stays open, since an exception would get lost while it is closed
+signal.signal(signal.SIGTERM, lambda *_: (file.write("ended\\n"), sys.exit(143)))
+file.write("began\\n")
 time.sleep(60)
 """
 
