@@ -1,5 +1,6 @@
 """The list of the images in a folder or in archives, and their labels, kept in a few arrays."""
 
+import hashlib
 import json
 import os
 import time
@@ -83,6 +84,13 @@ class ImageFolder:
         path = self.path(index)
         with naming(path):
             return self._archived.read(index) if index in self._archived else read_file(path), path
+
+    def digest(self):
+        """A short hash of the classes and of the images' paths, relative to the folder or within their archives."""
+        found = hashlib.sha256(repr(self.classes).encode())
+        found.update(self._paths.ends)
+        found.update(self._paths.data)
+        return found.hexdigest()[:12]
 
     def summary(self):
         """One line for the start of a run: how many images of how many classes are listed, and what is passed over."""

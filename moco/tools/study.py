@@ -31,7 +31,7 @@ from moco.pipe_safe_print import say
 from moco.tools.internal.study_programs import ProgramFailed, gpu_shares, run_at_once
 from moco.tools.internal.study_results import write_results
 from moco.tools.internal.study_runs import BASELINE, name_of, paper_runs, parse_run
-from moco.tools.internal.study_settings import open_study
+from moco.tools.internal.study_settings import complete_flags, open_study
 from moco.tools.internal.study_stages import missing_stages, perform
 
 
@@ -81,13 +81,14 @@ def main(argv=None):
     args, flags = parser.parse_args(words[:end]), words[end + 1 :]
     names = paper_runs() if args.preset else args.runs
     jobs = [(name, seed) for seed in dict.fromkeys(args.seeds) for name in dict.fromkeys(names)]
-    if args.print_commands:
-        for job in jobs:
-            print(shlex.join(["python", *command(args, flags, *job)]))
-        return
     gpus = gpu_shares(args.jobs)
     os.environ |= gpus[0]  # so that the checks see the GPUs that a run will see
     try:
+        flags = complete_flags(args, flags)
+        if args.print_commands:
+            for job in jobs:
+                print(shlex.join(["python", *command(args, flags, *job)]))
+            return
         study = open_study(args, flags, names)
     except (OSError, ValueError) as error:
         parser.error(error)

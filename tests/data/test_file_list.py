@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 
 import numpy as np
@@ -40,6 +41,17 @@ def test_folder_is_a_few_arrays(imagenet):
     names = sum(len(os.path.relpath(folder.path(i), folder.root)) for i in range(len(folder)))
     assert sum(a.nbytes for a in arrays) <= names + 12 * (len(folder) + 1)
     assert all(len(value) <= max(len(folder.root), len(folder.classes)) for value in others)
+
+
+def test_the_digest_is_of_the_classes_and_paths(few_images, tmp_path):
+    digest = ImageFolder(few_images / "val").digest()
+    copy = shutil.copytree(few_images / "val", tmp_path / "copy")
+    assert ImageFolder(copy).digest() == ImageFolder(copy).digest() == digest and len(digest) == 12  # also if cached
+    image = next(copy.glob("*/*"))
+    image.rename(image.with_name("another.jpg"))
+    other = ImageFolder(copy).digest()
+    image.parent.rename(copy / "another")
+    assert len({digest, other, ImageFolder(copy).digest()}) == 3
 
 
 def test_the_extensions_are_those_that_pillow_knows_for_the_formats_that_are_read():

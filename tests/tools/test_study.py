@@ -154,6 +154,7 @@ def test_commands_for_an_array_of_jobs(tmp_path, monkeypatch, work, started, cal
     own = [imagenet, "--out", tmp_path / "my study", "--labelled", imagenet, "--folds", 5]
     start = ["python", "-m", "moco.tools.study", *map(str, own), "--lincls=--lars --epochs 2", "--runs"]
     assert lines == [[*start, name, "--seeds", str(seed), "--", *FLAGS] for seed in (3, 4) for name in paper_runs()]
+    assert "--variance-every 2" in call(study.main, *words, "--", "--epochs", 2)[1]  # each run measures it at its end
     args = study.build_parser().parse_args(lines[0][3 : lines[0].index("--")])  # it is a command of this program
     assert (args.runs, args.seeds, args.folds, args.lincls) == (["baseline"], [3], 5, ["--lars", "--epochs", "2"])
 
@@ -167,7 +168,11 @@ def test_commands_for_an_array_of_jobs(tmp_path, monkeypatch, work, started, cal
         (["--lincls='--lars"], """argument --lincls: "'--lars" has a quotation mark without a second one; add it"""),
         (["--labelled", "nowhere", "--", *FLAGS], "nowhere"),
         (["--", "--seed", "1"], "--seed of main_moco.py is set by the study for each run; give --seeds"),
-        (["--lincls=--resume x", "--", *FLAGS], "--resume of main_lincls.py is set by the study for each run; leave"),
+        (["--print-commands", "--", "-b"], "the flags of main_moco.py: error: argument -b/--batch-size: expected"),
+        (
+            ["--print-commands", "--lincls=--resume x", "--", *FLAGS],
+            "--resume of main_lincls.py is set by the study for each run; leave",
+        ),
     ],
 )
 def test_what_it_refuses(words, message, imagenet, tmp_path, work, started, call):

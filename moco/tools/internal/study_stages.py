@@ -99,7 +99,7 @@ def pretrain(study, name, seed, path):
     log = read_log(folder)[-1]
     last = [line for *_, line in log.lines if line["kind"] == "epoch"][-1]
     seconds = log.steps_per_epoch * log.curve("epoch", "seconds")[1].sum()
-    own = {f"own_{key}": last[key] for key in ("variance_source", "variance_target") if key in last}
+    own = {f"own_{key}": value for key, value in last.items() if key.startswith("variance_")}
     finish(path, seconds, loss=last["loss"], **own)
 
 

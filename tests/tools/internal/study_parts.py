@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from moco.tools.internal.study_runs import BASELINE, RANDOM, parse_run
-from moco.tools.internal.study_settings import open_study
+from moco.tools.internal.study_settings import complete_flags, open_study
 
 FLAGS = [
     "-a",
@@ -19,13 +19,13 @@ FLAGS = [
     "--moco-dim",
     "8",
 ]
-FLAGS += ["--epochs", "1", "-j", "0"]
+FLAGS += ["--epochs", "1", "-j", "0", "--variance-every", "1"]
 
 
 def small_study(imagenet, out, *flags, names=(), **options):
     """A Study of the fake ImageNet with small networks; `flags` are more ones of main_moco.py."""
     args = SimpleNamespace(**{"dir": imagenet, "labelled": None, "out": out, "folds": None, "lincls": None, **options})
-    return open_study(args, [*FLAGS, *flags], names)
+    return open_study(args, complete_flags(args, [*FLAGS, *flags]), names)
 
 
 def result(run, seed, regression, knn=50.0, sides=None, **more):

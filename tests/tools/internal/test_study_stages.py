@@ -94,10 +94,12 @@ def test_the_variance_of_a_runs_own_encoder_is_kept(imagenet, tmp_path, started)
     folder = tmp_path / "baseline" / "seed0"
     folder.parent.mkdir()
     log = begin(folder, "a1", **PRETRAINING)
-    log.write("epoch", epoch=0, loss=2.5, seconds=1.0, variance_source=9.0, variance_target=7.0)
+    sides = {"variance_source": 9.0, "variance_target": 7.0}
+    sides |= {"variance_source_small": 6.0, "variance_target_small": 5.0}
+    log.write("epoch", epoch=0, loss=2.5, seconds=1.0, **sides)
     (folder / "checkpoint__0000.pth.tar").touch()
     perform(study, "baseline", 0, "pretraining")
-    figures = {"loss": 2.5, "own_variance_source": 9.0, "own_variance_target": 7.0}
+    figures = {"loss": 2.5} | {f"own_{name}": value for name, value in sides.items()}
     assert result_of(study, "baseline", 0, "pretraining")["figures"] == figures
 
 
