@@ -23,6 +23,8 @@ import os
 import shlex
 import traceback
 
+import main_lincls
+import main_moco
 from moco.engine.command_line import SEED, Parser, number, output_folder
 from moco.engine.early_signals import EXIT_CODE
 from moco.engine.known_causes import known_cause
@@ -35,8 +37,24 @@ from moco.tools.internal.study_settings import complete_flags, open_study
 from moco.tools.internal.study_stages import missing_stages, perform
 
 
+class StudyParser(Parser):
+    """A Parser that says where the flags of the scripts belong."""
+
+    def _check_flag(self, word):
+        name = word.partition("=")[0]
+        if name.startswith("-") and name not in self._option_string_actions:
+            places = ((main_moco, "after --"), (main_lincls, f"like --lincls='{word}'"))
+            known = [
+                (script, place) for script, place in places if name in script.build_parser()._option_string_actions
+            ]
+            if known:
+                them = (f"a flag of {script.__name__}.py (give it {place})" for script, place in known)
+                self.error(f"{name} is {' and '.join(them)}")
+        super()._check_flag(word)
+
+
 def build_parser():
-    parser = Parser(__doc__, __spec__.name, "/path/to/imagenet --out study --preset paper -- -a resnet18")
+    parser = StudyParser(__doc__, __spec__.name, "/path/to/imagenet --out study --preset paper -- -a resnet18")
     add, some = parser.add_argument, number(int, 1)
     add("dir", metavar="DIR", help="images for the pretraining, as main_moco.py takes them")
     add("--out", metavar="FOLDER", type=output_folder, required=True, help="folder for the runs and results")
@@ -44,10 +62,11 @@ def build_parser():
     add("--labelled", metavar="DIR2", help=help)
     which = parser.add_mutually_exclusive_group()
     help = "runs, such as baseline, multicrop, multicrop:target, scalemix:both, multicrop+mean_encoding"
-    which.add_argument("--runs", metavar="NAME", nargs="+", type=run_name, default=[BASELINE], help=help)
+    which.add_argument("--runs", metavar="NAME", nargs="+", type=run_name, help=f"{help} (default: {BASELINE})")
     help = "paper: the baseline, and each of the five designs on the source, the target and both"
     which.add_argument("--preset", choices=["paper"], help=help)
-    add("--seeds", metavar="N", nargs="+", type=SEED, default=[0], help="random seeds; each run is repeated with each")
+    help = "random seeds; each run is repeated with each (default: 0)"
+    add("--seeds", metavar="N", nargs="+", type=SEED, help=help)
     help = "cross-validate over train and val together, in N parts (default: classify val by means of train)"
     add("--folds", metavar="N", type=number(int, 2), help=help)
     help = "runs at once; each gets the Nth part of the cores and GPUs"
@@ -56,6 +75,7 @@ def build_parser():
     add("--lincls", metavar="FLAGS", nargs="?", const="", type=flag_words, help=help)
     help = "only print one command for each run and seed, for an array of jobs of a cluster"
     add("--print-commands", action="store_true", help=help)
+    parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} [-- FLAGS of main_moco.py]"
     return parser
 
 
@@ -79,8 +99,8 @@ def main(argv=None):
     parser, words = build_parser(), sys.argv[1:] if argv is None else list(argv)
     end = words.index("--") if "--" in words else len(words)
     args, flags = parser.parse_args(words[:end]), words[end + 1 :]
-    names = paper_runs() if args.preset else args.runs
-    jobs = [(name, seed) for seed in dict.fromkeys(args.seeds) for name in dict.fromkeys(names)]
+    names = paper_runs() if args.preset else args.runs or [BASELINE]
+    jobs = [(name, seed) for seed in dict.fromkeys(args.seeds or [0]) for name in dict.fromkeys(names)]
     gpus = gpu_shares(args.jobs)
     os.environ |= gpus[0]  # so that the checks see the GPUs that a run will see
     try:
@@ -97,7 +117,7 @@ def main(argv=None):
     for line in write_results(study):
         say(line)
     if failed:
-        say(f"failed: {failed}; the same command tries again", True)
+        say(f"failed: {failed}", True)
         sys.exit(1)
 
 
@@ -117,9 +137,9 @@ def run_all(args, flags, study, jobs, gpus):
     """
     waiting = [job for job in jobs if missing_stages(study, *job)]
     say(f"study: {len(jobs)} runs, of which {len(jobs) - len(waiting)} are finished already")
-    codes = run_at_once([command(args, flags, *job) for job in waiting], gpus)
-    failed = [(*job, code) for job, code in zip(waiting, codes, strict=True) if code]
-    return ", ".join(f"{name} with seed {seed} (code {code})" for name, seed, code in failed)
+    commands = {f"{name} with seed {seed}": command(args, flags, name, seed) for name, seed in waiting}
+    failed = [f"{title} (code {code})" for title, code in run_at_once(commands, gpus).items() if code]
+    return f"{', '.join(failed)}; the same command tries again" if failed else ""
 
 
 def run_alone(study, name, seed):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import signal
 
 import pytest
 import torch
@@ -54,7 +55,9 @@ def started(monkeypatch, work):
             return stop.code
         return 0
 
-    monkeypatch.setattr(study, "run_at_once", lambda commands, gpus: [code_of(words) for words in commands])
+    monkeypatch.setattr(
+        study, "run_at_once", lambda commands, gpus: {title: code_of(words) for title, words in commands.items()}
+    )
     return commands
 
 
@@ -98,7 +101,7 @@ def test_a_failed_run_is_reported_and_the_rest_goes_on(failure, line, imagenet, 
     words = [imagenet, "--out", tmp_path, *TWO, "--", *FLAGS]
     code, out, error = call(study.main, *words)
     again = "the same command tries again\n"
-    alone = f"failed: pretraining of baseline with seed 0; {again}"
+    alone = "failed: pretraining of baseline with seed 0\n"
     first, rest = (
         f"error: baseline, seed 0, pretraining: {line}",
         f"{alone}failed: baseline with seed 0 (code 1); {again}",
@@ -128,10 +131,10 @@ def test_a_failed_stage_stops_only_what_needs_it(imagenet, tmp_path, work, call)
     ]
 
 
-def test_a_signal_ends_a_run_without_a_report(imagenet, tmp_path, work, call):
-    work[1]["multicrop", "pretraining"] = SystemExit(143)
+def test_a_signal_ends_a_run_without_a_report(imagenet, tmp_path, work, call, monkeypatch):
+    monkeypatch.setattr(study, "perform", lambda *_: signal.raise_signal(signal.SIGTERM))
     code, _, error = call(study.main, imagenet, "--out", tmp_path, "--runs", "multicrop", "--", *FLAGS)
-    assert (code, error) == (143, "") and not (tmp_path / "results.jsonl").exists()
+    assert (code, error) == (143, "stopped by SIGTERM\n") and not (tmp_path / "results.jsonl").exists()
 
 
 def test_the_checks_see_the_gpus_of_a_run(imagenet, tmp_path, call, monkeypatch):
@@ -166,6 +169,10 @@ def test_commands_for_an_array_of_jobs(tmp_path, monkeypatch, work, started, cal
         (["--runs", "baseline", "--preset", "paper"], "not allowed with argument"),
         (["--folds", "1"], "argument --folds: '1' is not an integer >= 2"),
         (["--lincls='--lars"], """argument --lincls: "'--lars" has a quotation mark without a second one; add it"""),
+        (["--lincls", "--lars"], "--lars is a flag of main_lincls.py (give it like --lincls='--lars')\n"),
+        (["-a", "resnet18"], "-a is a flag of main_moco.py (give it after --) and a flag of main_lincls.py (give it"),
+        (["--moco-k", "8"], "--moco-k is a flag of main_moco.py (give it after --)\n"),
+        (["--sede", "1"], "unknown flag --sede; did you mean --seeds?"),
         (["--labelled", "nowhere", "--", *FLAGS], "nowhere"),
         (["--", "--seed", "1"], "--seed of main_moco.py is set by the study for each run; give --seeds"),
         (["--print-commands", "--", "-b"], "the flags of main_moco.py: error: argument -b/--batch-size: expected"),

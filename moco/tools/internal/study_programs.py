@@ -12,6 +12,7 @@ import torch
 
 from moco.engine.launch_processes import noted_signals
 from moco.engine.preemption import Stopped
+from moco.pipe_safe_print import say
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 PAUSE = 0.1  # seconds between two looks at the running programs
@@ -76,25 +77,27 @@ def run_program(words, log):
 
 
 def run_at_once(commands, gpus):
-    """Runs `python WORDS` for each of the commands, as many at once as `gpus`, of `gpu_shares`, has shares.
+    """Runs several programs, as many at once as there are shares of the GPUs; each gets its share of the cores, too.
 
-    Each gets its share of the cores and GPUs.
+    Args:
+        commands: dict from titles to WORDS of `python WORDS`. gpus: as of `gpu_shares`.
 
     Returns:
-        Their exit codes, in order.
+        dict from the titles to the exit codes.
     """
-    codes, running, waiting = [None] * len(commands), {}, list(enumerate(commands))
+    codes, running, waiting = dict.fromkeys(commands), {}, list(commands)
     with Programs() as programs:
         while waiting or running:
             for slot in set(range(len(gpus))) - running.keys():
                 if waiting:
-                    number, words = waiting.pop(0)
+                    title = waiting.pop(0)
+                    say(f"run {len(commands) - len(waiting)} of {len(commands)} starts: {title}")
                     with on_cores(slot, len(gpus)):
-                        running[slot] = number, programs.start(words, env=gpus[slot])
+                        running[slot] = title, programs.start(commands[title], env=gpus[slot])
             time.sleep(PAUSE)
-            for slot, (number, process) in list(running.items()):
+            for slot, (title, process) in list(running.items()):
                 if process.poll() is not None:
-                    codes[number] = process.returncode
+                    codes[title] = process.returncode
                     del running[slot]
     return codes
 

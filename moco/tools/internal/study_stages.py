@@ -53,6 +53,11 @@ def path_of(study, name, seed, stage):
     return os.path.join(study.out, folder_of(name, seed), f"{stage}.json")
 
 
+def log_of(path):
+    """The path of what the program of a stage prints; `path` is that of the stage's result."""
+    return f"{path.removesuffix('.json')}.log"
+
+
 def perform(study, name, seed, stage):
     """Does one stage of a run, and writes its result.
 
@@ -62,7 +67,8 @@ def perform(study, name, seed, stage):
     """
     path = path_of(study, name, seed, stage)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    say(f"{name}, seed {seed}: {stage}")
+    where = "" if stage == "evaluation" else f"; log: {log_of(path)}"
+    say(f"{name}, seed {seed}: {stage}{where}")
     work = {"pretraining": pretrain, "evaluation": evaluate, "lincls": classify, "variance": measure_variance}
     work[stage](study, name, seed, path)
 
@@ -94,7 +100,7 @@ def pretrain(study, name, seed, path):
         own = [*design_flags(name), "--seed", str(seed), "--resume", "auto", "--output-dir", folder]
         run_program(
             [os.path.join(ROOT, "main_moco.py"), "--keep", "1", *study.flags, *own, study.data],
-            f"{folder}/pretraining.log",
+            log_of(path),
         )
     log = read_log(folder)[-1]
     last = [line for *_, line in log.lines if line["kind"] == "epoch"][-1]
@@ -143,7 +149,7 @@ def classify(study, name, seed, path):
     os.makedirs(folder, exist_ok=True)
     flags = lincls_flags(study, checkpoint_of(study, name, seed))
     own = ["--seed", str(seed), "--output-dir", folder, "--resume", "auto", study.labelled]
-    run_program([os.path.join(ROOT, "main_lincls.py"), *flags, *own], f"{folder}.log")
+    run_program([os.path.join(ROOT, "main_lincls.py"), *flags, *own], log_of(path))
     best = read_log(folder)[-1].curve("epoch", "val_acc1")[1].max()
     finish(path, time.monotonic() - started, linear_acc1=best)
 
@@ -153,7 +159,7 @@ def measure_variance(study, name, seed, path):
 
     A batch has as many images as AsymBN normalises together in the pretraining.
     """
-    started, options, log = time.monotonic(), study.options, f"{path.removesuffix('.json')}.log"
+    started, options, log = time.monotonic(), study.options, log_of(path)
     words = ["-m", "moco.tools.variance", checkpoint_of(study, name, seed), study.data, "--json", "--seed", str(seed)]
     words += ["-b", str(options.total_batch // study.groups * min(study.groups, options.asym_bn_group))]
     words += ["--images", str(min(IMAGES, len(images_of(study.data)))), "-j", str(options.workers)]

@@ -51,15 +51,16 @@ def test_the_output_goes_to_the_log_and_a_failure_names_it(tmp_path, monkeypatch
         run_program(["-c", "exit(3)"], str(tmp_path / "empty.log"))
 
 
-def test_so_many_run_at_once_with_their_shares_and_the_codes_are_in_order(tmp_path):
+def test_so_many_run_at_once_with_their_shares_and_the_codes_are_in_order(tmp_path, capsys):
     others = {0: "1", 1: "0", 2: "3", 3: "2", 4: ""}  # 0 and 1 must be there at once, and so must 2 and 3
-    commands = [["-c", MEET, str(tmp_path), str(n), *other] for n, other in others.items()]
-    assert run_at_once(commands, GPUS) == [0, 1, 2, 3, 4]
+    commands = {f"nr. {n}": ["-c", MEET, str(tmp_path), str(n), *other] for n, other in others.items()}
+    assert list(run_at_once(commands, GPUS).items()) == [(f"nr. {n}", n) for n in range(5)]
+    assert capsys.readouterr().out.splitlines() == [f"run {n + 1} of 5 starts: nr. {n}" for n in range(5)]
     cores = sorted(os.sched_getaffinity(0))
     shares = [f"{gpu['GPU']} {share(cores, slot, 2)}" for slot, gpu in enumerate(GPUS)]
     found = [(tmp_path / str(n)).read_text() for n in others]
     assert sorted(found[:2]) == sorted(found[2:4]) == shares and found[4] in shares
-    assert run_at_once([], GPUS) == []
+    assert run_at_once({}, GPUS) == {}
 
 
 def test_no_more_run_at_once(monkeypatch):
@@ -79,7 +80,7 @@ def test_no_more_run_at_once(monkeypatch):
 
     monkeypatch.setattr(Programs, "start", start)
     monkeypatch.setattr(study_programs, "PAUSE", 0)
-    assert run_at_once([["x"]] * 7, [{}] * 3) == [0] * 7 and max(most) == 3
+    assert run_at_once(dict.fromkeys(range(7)), [{}] * 3) == dict.fromkeys(range(7), 0) and max(most) == 3
 
 
 def test_a_signal_during_the_start_ends_the_program_too(monkeypatch, capsys):
@@ -106,7 +107,7 @@ def test_a_signal_ends_the_programs_and_waits_for_them(tmp_path, capsys):
     thread = threading.Thread(target=stop_when_all_have_begun)
     with pytest.raises(Stopped) as stop, stop_signals_raise():
         thread.start()
-        run_at_once([["-c", LINGER, str(file)] for file in files], GPUS)
+        run_at_once({file: ["-c", LINGER, str(file)] for file in files}, GPUS)
     thread.join()
     assert stop.value.code == 143 and capsys.readouterr().err == "stopped by SIGTERM\n"
     assert [file.read_text() for file in files] == ["began\nended\n"] * 2
