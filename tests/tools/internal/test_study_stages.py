@@ -6,13 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision import models
 
 from moco.engine.checkpoint_format import CheckpointError
 from moco.tools import knn
 from moco.tools.internal import study_stages
+from moco.tools.internal.encoder_program import Encoding
 from moco.tools.internal.study_stages import checkpoint_of, missing_stages, path_of, perform
+from tests.ranks import run_ranks
 from tests.readme import ROOT
-from tests.tiny_net import use_tiny_net
+from tests.tiny_net import TinyNet, use_tiny_net
 from tests.tools.internal.study_parts import FLAGS, small_study
 from tests.tools.internal.written_log import CLASSIFICATION, PRETRAINING, begin, small_run
 
@@ -77,7 +81,7 @@ def test_pretraining(imagenet, tmp_path, started, capsys):
     folder = f"{tmp_path}/multicrop-target/seed4"
     own = ["--design", "multicrop:target", "--seed", "4", "--resume", "auto", "--output-dir", folder, str(imagenet)]
     assert started == [[f"{ROOT}/main_moco.py", "--keep", "1", *FLAGS, "--epochs", "3", *own]]
-    assert capsys.readouterr().out == "multicrop:target, seed 4: pretraining\n"
+    assert capsys.readouterr().out == f"multicrop:target, seed 4: pretraining; log: {folder}/pretraining.log\n"
     found = result_of(study, "multicrop:target", 4, "pretraining")
     assert found["figures"] == {"loss": 3.5} and found["seconds"] == 3 * 4 * 0.5
     assert found["versions"].keys() == {"python", "torch", "torchvision"} and {"git", "hardware"} <= found.keys()
@@ -134,6 +138,23 @@ def test_evaluation(folds, imagenet, tmp_path, capsys):
         assert round(value * images / 100) == pytest.approx(value * images / 100) and 0 < value <= 100
     out = capsys.readouterr().out
     assert f" * kNN Acc@1 {figures['knn_acc1']:.3f} Acc@5 {figures['knn_acc5']:.3f}, regression Acc@1 " in out
+
+
+def evaluate_in_rank(study):
+    """Evaluates the random encoder in one of several processes; returns the figures that this one has written."""
+    models.get_model = lambda arch, num_classes=1000: TinyNet(num_classes)
+    study_stages.start = lambda work, args, encoder, *rest: work(Encoding(torch.device("cpu"), args, encoder), *rest)
+    written = []
+    study_stages.finish = lambda path, seconds, **figures: written.append(figures)
+    perform(study, "random", 5, "evaluation")
+    return written
+
+
+def test_several_processes_share_the_evaluation_and_one_writes_it(imagenet, tmp_path):
+    study = small_study(imagenet, tmp_path)
+    perform(study, "random", 5, "evaluation")
+    expected = pytest.approx(result_of(study, "random", 5, "evaluation")["figures"])
+    assert run_ranks(evaluate_in_rank, 2, study) == [[expected], []]
 
 
 def test_evaluation_gives_the_accuracies_of_the_knn_program(imagenet, tmp_path, capsys):
