@@ -93,8 +93,8 @@ BUGS = {
     ),
     "labels on the CPU": (
         *("step", "moco/builder.py"),
-        "labels = [torch.zeros(N, dtype=torch.long, device=k.device) for _ in q]",
-        "labels = [torch.zeros(N, dtype=torch.long) for _ in q]",
+        "labels = [torch.zeros(len(k), dtype=torch.long, device=k.device) for _ in logits]",
+        "labels = [torch.zeros(len(k), dtype=torch.long) for _ in logits]",
     ),
     "the place in the queue as a number": (
         "step",
@@ -164,7 +164,7 @@ BUGS = {
         "self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)",
         "self.queue_ptr.copy_(torch.tensor((self.step + 1) * len(keys) % self.K))",
     ),
-    "nobody waits for a sum": ("ranks of the probe", "moco/distributed.py", "reduce(x)", "reduce(x, async_op=True)"),
+    "nobody waits for a sum": ("ranks of the probe", "moco/distributed.py", "reduce(x,", "reduce(x, async_op=True,"),
     "a note of the CPU for NCCL": (
         *("ranks of the probe", "moco/engine/preemption.py"),
         "copy_to_device(self.note(), collective_device())",
@@ -216,7 +216,7 @@ BUGS = {
         "features[copy_to_device(good, device)]",
         "features[good]",
     ),
-    "labels of kNN stay on the CPU": ("knn", "moco/evaluation/knn.py", "copy_to_device(labels, device)[", "labels["),
+    "labels of kNN stay on the CPU": ("knn", "moco/evaluation/knn.py", "hits(labels, ", "hits(labels.cpu(), "),
     "the places of the variance's images stay on the CPU": (
         *("variance", "moco/evaluation/variance.py"),
         "rows = copy_to_device(torch.from_numpy(rows), device)",
