@@ -182,7 +182,7 @@ class MoCo(nn.Module):
         shuffled = [shuffle.shuffle(view) for shuffle, view in zip(shuffles, views, strict=True)]
         with views_apart(self, len(views)):
             k = self.encoder_k(torch.cat(shuffled)).chunk(len(views))
-        return [self.own(normalize(s.gather_unshuffled(x)[0])) for s, x in zip(shuffles, k, strict=True)]
+        return [normalize(self.own(s.gather_unshuffled(x)[0])) for s, x in zip(shuffles, k, strict=True)]
 
     def own(self, keys):
         """This process's rows, N x C, of B x C."""

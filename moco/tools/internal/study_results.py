@@ -5,9 +5,8 @@ import glob
 import json
 import os
 
-from moco.engine.checkpoint_atomic_write import save
 from moco.tools.internal.study_runs import BASELINE, RANDOM, paper_runs, parse_run
-from moco.tools.internal.study_settings import FILE, locked
+from moco.tools.internal.study_settings import FILE, locked, write_text
 from moco.tools.internal.study_stages import STAGES
 from moco.tools.internal.study_table import points_of, table
 from moco.tools.internal.study_variance import variances_of_sides
@@ -38,11 +37,6 @@ def draw(results, path):
         return "it needs the package matplotlib; pip install matplotlib"
     write(points, path)
     return None
-
-
-def write_text(path, text):
-    """Writes a text; the file is always complete."""
-    save(text, path, lambda text, file: file.write(text.encode()))
 
 
 def collect(out):

@@ -205,7 +205,12 @@ def in_words(value):
 
 def write_json(path, value):
     """Writes a value as JSON; the file is always complete."""
-    save(json.dumps(value, indent=1) + "\n", path, lambda text, file: file.write(text.encode()))
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path, text):
+    """Writes a text; the file is always complete."""
+    save(text, path, lambda text, file: file.write(text.encode()))
 
 
 @contextlib.contextmanager
