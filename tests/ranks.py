@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import faulthandler
 import glob
 import importlib
 import io
@@ -12,6 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from unittest import mock
 
 import torch
@@ -122,10 +124,10 @@ class Program:
         """Waits until nobody can print any more; returns the exit code, the standard output and the standard error.
 
         Raises:
-            TimeoutError: it took longer; the processes are killed.
+            TimeoutError: it took longer; the message ends with what each process was doing. They are killed.
         """
         late = threading.Event()
-        timer = threading.Timer(seconds, lambda: (late.set(), self.kill()))
+        timer = threading.Timer(seconds, lambda: (late.set(), self.print_stacks(), self.kill()))
         timer.start()
         errors = []  # read at the same time, since a pipe that is full would stop the program
         reader = threading.Thread(target=lambda: errors.append(self.stderr.read()))
@@ -137,6 +139,13 @@ class Program:
         if late.is_set():
             raise TimeoutError(f"a program did not end within {seconds} s: {out}{error}")
         return self.wait(), out, error
+
+    def print_stacks(self):
+        """Lets each of its processes print the Python calls of its threads to its standard error, one by one."""
+        for pid, _ in processes_of(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGQUIT)
+            time.sleep(0.2)
 
     def kill(self):
         """Kills it and the processes that it has started."""
@@ -154,6 +163,7 @@ def _program(function, args, *outputs):
     for number, output in enumerate(outputs, start=1):
         os.dup2(output.fileno(), number)
         output.close()
+    faulthandler.register(signal.SIGQUIT, file=2)
     function(*args)
 
 
@@ -163,12 +173,20 @@ def alive(group):
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    states = []  # of its processes; some may have ended, and only wait until the system's first process notices
-    for process in glob.glob("/proc/[0-9]*/stat"):
-        with contextlib.suppress(OSError), open(process) as file:
-            state, _, its_group, *_ = file.read().rpartition(")")[2].split()
-            states += [state] * (int(its_group) == group)
-    return not states or not set(states) <= set("ZX")
+    # Some may have ended, and only wait until the system's first process notices.
+    states = {state for _, state in processes_of(group)}
+    return not states or not states <= set("ZX")
+
+
+def processes_of(group):
+    """The processes of a process group, as pairs (process id, state); empty where there is no /proc, as on macOS."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*/stat"):
+        with contextlib.suppress(OSError), open(path) as file:
+            pid, _, rest = file.read().partition(" ")
+            state, _, its_group, *_ = rest.rpartition(")")[2].split()
+            found += [(int(pid), state)] * (int(its_group) == group)
+    return found
 
 
 def run_program(script, *words, quick=False):

@@ -1,0 +1,31 @@
+"""ranks: what is known about a program that hangs."""
+
+import sys
+import time
+
+import pytest
+
+from moco.engine.launch_plan import Launch
+from moco.engine.launch_processes import start_processes
+from tests.ranks import Program, alive, quick_launches
+
+
+def never_ends(_):
+    print("began", file=sys.stderr, flush=True)
+    time.sleep(600)
+
+
+def two_processes():
+    with quick_launches():
+        start_processes(never_ends, Launch("spawn", local=2, backend="gloo"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_program_that_takes_too_long_tells_what_its_processes_do():
+    program = Program(two_processes)
+    with pytest.raises(TimeoutError) as error:
+        program.finish(5)
+    text = str(error.value)
+    assert text.startswith("a program did not end within 5 s: began\nbegan\n")
+    assert text.count("in never_ends\n") == 2 and text.count("in _supervise\n") == 1
+    assert program.wait() < 0 and not alive(program.pid)
