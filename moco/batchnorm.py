@@ -51,8 +51,7 @@ class SplitBatchNorm(_BatchNorm):
         compiling = torch.compiler.is_compiling()
         if not self.training or (parts == 1 and not compiling):
             return super().forward(x)
-        if len(x) % parts:
-            raise ValueError(f"a batch of {len(x)} can't be normalised in {parts} equal parts")
+        check_parts(x, parts)
         self.num_batches_tracked += self.views
         return self._at_once(x) if compiling else self._part_by_part(x)
 
@@ -74,6 +73,12 @@ class SplitBatchNorm(_BatchNorm):
         for first in range(0, len(parts), self.splits):
             update_running_statistics(self, mean[first].flatten(), var[first].flatten(), values)
         return ((parts - mean) * scale + self.bias.view(shape)).flatten(0, 1).to(x.dtype)
+
+
+def check_parts(x, parts):
+    """Raises ValueError if the batch `x`, N x ..., can't be divided into so many equal parts."""
+    if len(x) % parts:
+        raise ValueError(f"a batch of {len(x)} can't be normalised in {parts} equal parts")
 
 
 @torch.no_grad()

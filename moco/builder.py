@@ -16,7 +16,7 @@ from torch import nn
 
 from moco.asymmetry.asym_bn import synchronize_projector
 from moco.asymmetry.mean_encoding import mean_encoding
-from moco.batchnorm import split_batchnorm, views_apart
+from moco.batchnorm import check_parts, split_batchnorm, views_apart
 from moco.distributed import rank, world_size
 from moco.precision import at_least_fp32
 from moco.shuffle_bn import BatchShuffle
@@ -112,8 +112,8 @@ class MoCo(nn.Module):
             ValueError: B is larger than K, or `bn_splits` does not divide N.
         """
         step = self.step if step is None else step
-        if self.training and len(im_q[0]) % self.bn_splits:
-            raise ValueError(f"a batch of {len(im_q[0])} can't be normalised in {self.bn_splits} equal parts")
+        if self.training:
+            check_parts(im_q[0], self.bn_splits)
         q_full = self.encode_mean_query(im_q) if self.mean_source else self.encode_queries(im_q)
         q = [*q_full, *self.encode_queries(im_q_mini)]  # queries: N x C per view
         self.update_momentum_encoder()

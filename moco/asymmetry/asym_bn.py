@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from moco.batchnorm import SplitBatchNorm, replace_batchnorm, update_running_statistics
+from moco.batchnorm import SplitBatchNorm, check_parts, replace_batchnorm, update_running_statistics
 from moco.distributed import all_gather, all_sum, new_group, rank, world_size
 from moco.precision import at_least_fp32
 
@@ -103,8 +103,7 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         """Normalises x, N x C, to the same shape; raises ValueError if N is no multiple of `views`."""
         if not self.training:
             return super().forward(x)
-        if len(x) % self.views:
-            raise ValueError(f"a batch of {len(x)} can't be normalised in {self.views} equal parts")
+        check_parts(x, self.views)
         parts = x.unflatten(0, (self.views, -1))  # views x n x C
         mean, var, n = self.statistics(parts)
         self.num_batches_tracked += self.views
