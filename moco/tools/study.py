@@ -28,6 +28,7 @@ import main_moco
 from moco.engine.command_line import SEED, Parser, number, output_folder
 from moco.engine.early_signals import EXIT_CODE
 from moco.engine.known_causes import known_cause
+from moco.engine.preemption import Stopped
 from moco.engine.stop_signals_raise import stop_signals_raise
 from moco.pipe_safe_print import say
 from moco.tools.internal.study_programs import ProgramFailed, gpu_shares, run_at_once
@@ -138,7 +139,12 @@ def run_all(args, flags, study, jobs, gpus):
     waiting = [job for job in jobs if missing_stages(study, *job)]
     say(f"study: {len(jobs)} runs, of which {len(jobs) - len(waiting)} are finished already")
     commands = {f"{name} with seed {seed}": command(args, flags, name, seed) for name, seed in waiting}
-    failed = [f"{title} (code {code})" for title, code in run_at_once(commands, gpus).items() if code]
+    try:
+        codes = run_at_once(commands, gpus)
+    except Stopped:
+        say("the study is not complete; the same command continues it", True)
+        raise
+    failed = [f"{title} (code {code})" for title, code in codes.items() if code]
     return f"{', '.join(failed)}; the same command tries again" if failed else ""
 
 

@@ -137,6 +137,12 @@ def test_a_signal_ends_a_run_without_a_report(imagenet, tmp_path, work, call, mo
     assert (code, error) == (143, "stopped by SIGTERM\n") and not (tmp_path / "results.jsonl").exists()
 
 
+def test_a_stopped_study_says_how_it_goes_on(imagenet, tmp_path, call, monkeypatch):
+    monkeypatch.setattr(study, "run_at_once", lambda *_: signal.raise_signal(signal.SIGINT))
+    code, _, error = call(study.main, imagenet, "--out", tmp_path, *TWO, "--", *FLAGS)
+    assert code == 143 and error == "stopped by SIGINT\nthe study is not complete; the same command continues it\n"
+
+
 def test_the_checks_see_the_gpus_of_a_run(imagenet, tmp_path, call, monkeypatch):
     def seen(*_):
         raise ValueError(f"GPUs {os.environ['CUDA_VISIBLE_DEVICES']}")
