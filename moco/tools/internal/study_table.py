@@ -11,10 +11,12 @@ METRICS = {"regression_acc1": "logistic regression", "knn_acc1": "kNN", "linear_
 PAPER = {"multicrop": 4.1, "scalemix": 1.8, "asym_aug": 1.4, "asym_bn": 0.5, "mean_encoding": 1.9}  # points of top-1
 NOTES = """\
 Accuracies are Acc@1 in percent, as mean ± standard deviation over the seeds (n: their number). A gain is the mean of
-the differences between a run and the baseline of the same seed, in points. A variance is that of the recipe of a side,
-by the encoder of the baseline, in hundredths. The paper's figures are its authors': gains in ImageNet top-1 after 100
-epochs with a ResNet-50, by linear classification; the baseline has 65.8 there. They are on the paper's side, which is
-bold. "not run": there is no result. "no baseline": there is a result, but none of the baseline with the same seed.
+the differences between a run and the baseline of the same seed, in points. "source minus target" is the mean of the
+differences between a design on the source and the same design on the target, with the same seed. A variance is that
+of the recipe of a side, by the encoder of the baseline, in hundredths. The paper's figures are its authors': gains in
+ImageNet top-1 after 100 epochs with a ResNet-50, by linear classification; the baseline has 65.8 there. They are on
+the paper's side, which is bold. "not run": there is no result. "no baseline": there is a result, but none of the
+baseline with the same seed.
 """
 
 
@@ -48,9 +50,9 @@ def values_of(run, metric):
     return [line[metric] for line in run.values() if metric in line]
 
 
-def gains_of(runs, name, metric):
-    """The gains of a run over the baseline, one for each seed that both have, a list."""
-    run, base = runs.get(name, {}), runs.get(BASELINE, {})
+def gains_of(runs, name, metric, over=BASELINE):
+    """The gains of a run over another one, one for each seed that both have, a list."""
+    run, base = runs.get(name, {}), runs.get(over, {})
     return [run[s][metric] - base[s][metric] for s in run if s in base and metric in run[s] and metric in base[s]]
 
 
@@ -88,15 +90,17 @@ def gain_table(runs, metric):
     """The gains of each design on each side, as a table in Markdown; None if no run was measured by this metric."""
     if not any(values_of(run, metric) for run in runs.values()):
         return None
-    rows = [["design", *(f"on {'both sides' if side == 'both' else f'the {side}'}" for side in SIDES), "the paper"]]
+    rows = [["design", *(f"on {'both sides' if side == 'both' else f'the {side}'}" for side in SIDES)]]
+    rows[0] += ["source minus target", "the paper"]
     for name, (title, papers) in DESIGNS.items():
         cells = []
         for side in SIDES:
             run = name_of({name: side})
             gains = gains_of(runs, run, metric)
             absent = "no baseline" if values_of(runs.get(run, {}), metric) else "not run"
-            text = f"{in_words(gains, '+.1f')} (n = {len(gains)})" if gains else absent
+            text = with_number(gains) or absent
             cells.append(f"**{text}**" if side == papers else text)
+        cells.append(with_number(gains_of(runs, name_of({name: "source"}), metric, name_of({name: "target"}))) or "-")
         rows.append([title, *cells, f"{PAPER[name]:+.1f} on the {papers}" if name in PAPER else "-"])
     return f"## Gain over the baseline by {METRICS[metric]}\n\n{markdown(rows)}"
 
@@ -114,6 +118,11 @@ def run_table(runs):
         cells += [in_words(values_of(run, f"variance_{side}"), ".2f") for side in ("source", "target")]
         rows.append([*cells, in_words(differences_of(run), "+.2f")])
     return f"## All runs\n\n{markdown(rows)}"
+
+
+def with_number(gains):
+    """Mean ± standard deviation of a list of gains, and their number; "" if there are none."""
+    return f"{in_words(gains, '+.1f')} (n = {len(gains)})" if gains else ""
 
 
 def in_words(values, form):

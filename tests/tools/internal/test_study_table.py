@@ -34,13 +34,22 @@ def test_gains_by_design_and_side():
     gains = [3.0, 5.0, 2.5]
     mean, deviation = f"{sum(gains) / 3:+.1f}", f"{statistics.stdev(gains):.1f}"
     by_regression, by_knn = "## Gain over the baseline by logistic regression", "## Gain over the baseline by kNN"
-    assert cells(text, "design", by_regression) == ["on the source", "on the target", "on both sides", "the paper"]
-    expected = [f"**{mean} ± {deviation} (n = 3)**", "not run", "not run", "+4.1 on the source"]
+    sides = ["on the source", "on the target", "on both sides"]
+    assert cells(text, "design", by_regression) == [*sides, "source minus target", "the paper"]
+    expected = [f"**{mean} ± {deviation} (n = 3)**", "not run", "not run", "-", "+4.1 on the source"]
     assert cells(text, "MultiCrop", by_regression) == expected
     assert cells(text, "MultiCrop", by_knn)[0] == "**+0.7 ± 1.5 (n = 3)**"  # of -1, 1 and 2
-    assert cells(text, "AsymBN", by_regression) == ["-1.0 (n = 1)", "**not run**", "not run", "+0.5 on the target"]
-    assert cells(text, "MeanEnc", by_regression)[3] == "+1.9 on the target"
+    expected = ["-1.0 (n = 1)", "**not run**", "not run", "-", "+0.5 on the target"]
+    assert cells(text, "AsymBN", by_regression) == expected
+    assert cells(text, "MeanEnc", by_regression)[-1] == "+1.9 on the target"
     assert "main_lincls" not in text and text.startswith("# Study\n\n## Gain") and text.endswith(NOTES)
+
+
+def test_the_two_sides_are_compared_seed_by_seed():
+    target = [result("multicrop:target", 1, 60.0, 55.0), result("multicrop:target", 7, 90.0, 99.0)]
+    text = table([*RESULTS, *target])  # with seeds 0 and 2, it is on the source only
+    assert cells(text, "MultiCrop")[3] == f"+8.0 ± {statistics.stdev([7, 9]):.1f} (n = 2)"  # without a baseline, too
+    assert cells(text, "MultiCrop", "## Gain over the baseline by kNN")[3].startswith("-1.5 ± ")  # of -3 and 0
 
 
 def test_the_papers_figures_are_those_of_its_table():
@@ -76,17 +85,17 @@ def test_a_run_without_a_baseline_is_not_one_that_was_not_run():
         result("scalemix", 0, 61.0),
     ]
     text = table(results)
-    assert cells(text, "MultiCrop") == ["**no baseline**", "not run", "not run", "+4.1 on the source"]
+    assert cells(text, "MultiCrop") == ["**no baseline**", "not run", "not run", "-", "+4.1 on the source"]
     by_lincls = "## Gain over the baseline by `main_lincls.py`"
     assert cells(text, "MultiCrop", by_lincls)[0] == "**no baseline**"
     assert cells(text, "ScaleMix")[0] == "**+1.0 (n = 1)**"
     assert cells(text, "ScaleMix", by_lincls)[0] == "**not run**"  # there is no result of main_lincls.py
-    assert '"no baseline": there is a result, but none of the baseline with the same seed.' in text
+    assert '"no baseline": there is a result, but none of the baseline with the same seed.' in " ".join(text.split())
 
 
 def test_a_design_of_ones_own_has_a_row_without_a_figure_of_the_paper(monkeypatch):
     monkeypatch.setitem(DESIGNS, "cutmix", Design("CutMix", "source"))
-    assert cells(table(RESULTS), "CutMix") == ["**not run**", "not run", "not run", "-"]
+    assert cells(table(RESULTS), "CutMix") == ["**not run**", "not run", "not run", "-", "-"]
 
 
 def test_no_result():
