@@ -23,6 +23,7 @@ DESIGNS = {
     "asym_bn": Design("AsymBN", "target"),
     "mean_encoding": Design("MeanEnc", "target"),
 }
+ON = {"source": "on the source", "target": "on the target", "both": "on both sides"}
 PAPER_SIDES = tuple(f"{name}:{design.side}" for name, design in DESIGNS.items())  # all five, as the paper has them
 
 
@@ -114,5 +115,4 @@ def in_words(designs, joint=", "):
     """
 
     named = any(side != DESIGNS[name].side for name, side in designs.items())
-    where = {"source": " on the source", "target": " on the target", "both": " on both sides"}
-    return joint.join(DESIGNS[name].title + where[side] * named for name, side in designs.items())
+    return joint.join(DESIGNS[name].title + f" {ON[side]}" * named for name, side in designs.items())

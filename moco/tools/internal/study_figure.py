@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from moco.engine.checkpoint_atomic_write import save
-from moco.engine.design_flags import DESIGNS
+from moco.engine.design_flags import DESIGNS, ON
 from moco.tools.internal.curve_figure import COLOURS, GREY
 
 MARKERS = {"source": "o", "target": "s", "both": "D"}
@@ -54,9 +54,8 @@ def draw(points):
     axis.set_xlabel(words, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
-    sides = {"source": "on the source", "target": "on the target", "both": "on both sides"}
     seen = {word for point in points for word in (point.design, point.side)}
-    kinds = [[marker(GREY, 8, MARKERS[side], label=sides[side]) for side in sides if side in seen]]
+    kinds = [[marker(GREY, 8, MARKERS[side], label=ON[side]) for side in ON if side in seen]]
     kinds.append([marker(*LOOKS[name], "o", label=DESIGNS[name].title) for name in LOOKS if name in seen])
     for kind, side in zip(kinds, ("left", "right"), strict=True):
         lines = [Line2D([], [], linestyle="none", **style) for style in kind]

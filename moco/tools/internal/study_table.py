@@ -3,7 +3,7 @@
 import statistics
 from typing import NamedTuple
 
-from moco.engine.design_flags import DESIGNS
+from moco.engine.design_flags import DESIGNS, ON
 from moco.tools.internal.study_runs import BASELINE, name_of
 from moco.views.augmentation_recipes import SIDES
 
@@ -90,8 +90,7 @@ def gain_table(runs, metric):
     """The gains of each design on each side, as a table in Markdown; None if no run was measured by this metric."""
     if not any(values_of(run, metric) for run in runs.values()):
         return None
-    rows = [["design", *(f"on {'both sides' if side == 'both' else f'the {side}'}" for side in SIDES)]]
-    rows[0] += ["source minus target", "the paper"]
+    rows = [["design", *(ON[side] for side in SIDES), "source minus target", "the paper"]]
     for name, (title, papers) in DESIGNS.items():
         cells = []
         for side in SIDES:
@@ -101,7 +100,7 @@ def gain_table(runs, metric):
             text = with_number(gains) or absent
             cells.append(f"**{text}**" if side == papers else text)
         cells.append(with_number(gains_of(runs, name_of({name: "source"}), metric, name_of({name: "target"}))) or "-")
-        rows.append([title, *cells, f"{PAPER[name]:+.1f} on the {papers}" if name in PAPER else "-"])
+        rows.append([title, *cells, f"{PAPER[name]:+.1f} {ON[papers]}" if name in PAPER else "-"])
     return f"## Gain over the baseline by {METRICS[metric]}\n\n{markdown(rows)}"
 
 
