@@ -178,6 +178,16 @@ def alive(group):
     return not states or not states <= set("ZX")
 
 
+def gone(group, seconds=30):
+    """Whether nothing is left of a process group by then."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not alive(group):
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def processes_of(group):
     """The processes of a process group, as pairs (process id, state); empty where there is no /proc, as on macOS."""
     found = []

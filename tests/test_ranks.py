@@ -8,7 +8,7 @@ import pytest
 
 from moco.engine.launch_plan import Launch
 from moco.engine.launch_processes import start_processes
-from tests.ranks import Program, alive, quick_launches
+from tests.ranks import Program, gone, quick_launches
 
 
 def never_ends(_):
@@ -29,4 +29,4 @@ def test_a_program_that_takes_too_long_tells_what_its_processes_do():
     text = str(error.value)
     assert text.startswith("a program did not end within 5 s: began\nbegan\n")
     assert text.count("in never_ends\n") == 2 and text.count("in _supervise\n") == 1
-    assert program.wait() < 0 and not alive(program.pid)
+    assert program.wait() < 0 and gone(program.pid)

@@ -23,7 +23,7 @@ from moco.engine.early_signals import EXIT_CODE
 from moco.engine.launch_plan import Launch
 from moco.engine.launch_processes import start_processes
 from moco.engine.preemption import Stopped
-from tests.ranks import Program, alive, quick_launches
+from tests.ranks import Program, gone, quick_launches
 
 
 def worker(device, how):
@@ -76,16 +76,6 @@ def test_a_user_may_choose_the_threads_of_the_compiler():
     lines = "from tests.engine.test_launch_processes import print_compile_threads as p; p()"
     env = {**os.environ, "PYTHONPATH": os.getcwd(), "TORCHINDUCTOR_COMPILE_THREADS": "5"}
     assert subprocess.check_output([sys.executable, "-c", lines], env=env, text=True) == "5\n"
-
-
-def gone(group, seconds=30):
-    """Whether nothing is left of a process group by then."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not alive(group):
-            return True
-        time.sleep(0.02)
-    return False
 
 
 @pytest.mark.parametrize("really", [False, pytest.param(True, marks=pytest.mark.slow)])
