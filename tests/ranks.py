@@ -145,7 +145,7 @@ class Program:
         for pid, _ in processes_of(self.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGQUIT)
-            time.sleep(0.2)
+            time.sleep(0.5)
 
     def kill(self):
         """Kills it and the processes that it has started."""
