@@ -140,8 +140,8 @@ class MoCo(nn.Module):
     def encode_mean_query(self, views):
         """Encodes source views to one query, N x C, the mean of their encodings; returns a list with that query.
 
-        As on the target, the views are one batch for batch normalisation: each of its groups has all views of its
-        images.
+        As on the target, the views are one batch for batch normalisation. Here, each of its groups has all views of
+        its images.
         """
         V, S = len(views), self.bn_splits
         groups = [view.split(len(view) // S) for view in views]  # views x groups

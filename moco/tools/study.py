@@ -4,7 +4,7 @@
 
 The name of a run is baseline, or designs that are joined by +, each as --design of main_moco.py takes it. What follows
 -- are flags of main_moco.py for all runs. Each run is pretrained, and then its frozen features are classified by kNN
-and by logistic regression; the baseline's network before training is measured, too. FOLDER gets results.jsonl (a line
+and by logistic regression; so are those of a random network. FOLDER gets results.jsonl (a line
 for each run and seed), table.md and study.png. If the study was interrupted, the same command continues it.
 """
 

@@ -4,7 +4,7 @@ from moco.engine.design_flags import DESIGNS, as_flags, parse_design
 from moco.views.augmentation_recipes import SIDES
 
 BASELINE = "baseline"
-RANDOM = "random"  # the network before its training; it is measured beside the baseline
+RANDOM = "random"  # a network with random weights; it is measured beside the baseline
 
 
 def parse_run(text):
