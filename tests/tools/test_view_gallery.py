@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moco.asymmetry.multicrop import multicrop_plan
 from moco.data.file_list import ImageFolder
 from moco.data.sampler import EpochBatchSampler
 from moco.data.view_datasets import RandomViews
@@ -33,6 +34,19 @@ def test_it_shows_the_draws_of_that_seed_and_epoch(imagenet, tmp_path, call):
         for view in dataset[address][0]:
             assert contains(page, view.permute(1, 2, 0).numpy())
     assert not contains(page, dataset[first[2]][0][0].permute(1, 2, 0).numpy())
+
+
+def test_small_views_of_the_target_stand_on_its_side(imagenet, tmp_path, call):
+    words = ["--design", "multicrop:target", "--crop-size", "32", "--mini-crop-size", "12", "--images", "1"]
+    assert call(view_gallery.main, imagenet, *words, "--seed", "5", "--out", tmp_path / "views.png")[0] == 0
+    page = np.asarray(Image.open(tmp_path / "views.png"))
+    folder = ImageFolder(imagenet / "train")
+    dataset = RandomViews(folder, multicrop_plan(baseline_plan(32), 12, side="target").views, seed=5)
+    source, *target = dataset[next(iter(EpochBatchSampler(96, 96, seed=5)))[0]][0]
+    middle = 2 * view_gallery.MARGIN + 110 + 32  # after the names of the rows and the source's one view
+    assert len(target) == 7 and contains(page[:, :middle], source.permute(1, 2, 0).numpy())
+    for view in target:
+        assert contains(page[:, middle:], view.permute(1, 2, 0).numpy())
 
 
 def test_it_shows_its_progress(imagenet, tmp_path, impatient, call):
