@@ -25,8 +25,9 @@ def two_processes():
 def test_a_program_that_takes_too_long_tells_what_its_processes_do():
     program = Program(two_processes)
     assert [program.stderr.readline() for _ in range(2)] == ["began\n"] * 2
-    with pytest.raises(TimeoutError, match="a program did not end within 2 s: ") as error:
+    with pytest.raises(TimeoutError) as error:
         program.finish(2)
     text = str(error.value)
+    assert text.startswith("a program did not end within 2 s: ")
     assert text.count("in never_ends\n") == 2 and text.count("in _supervise\n") == 1
     assert program.wait() < 0 and gone(program.pid)

@@ -23,7 +23,7 @@ DESIGNS = {
     "asym_bn": Design("AsymBN", "target"),
     "mean_encoding": Design("MeanEnc", "target"),
 }
-ON = {"source": "on the source", "target": "on the target", "both": "on both sides"}
+ON = {"source": "on the source", "target": "on the target", "both": "on both sides"}  # a design's side, in words
 PAPER_SIDES = tuple(f"{name}:{design.side}" for name, design in DESIGNS.items())  # all five, as the paper has them
 
 

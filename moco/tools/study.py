@@ -4,8 +4,8 @@
 
 The name of a run is baseline, or designs that are joined by +, each as --design of main_moco.py takes it. What follows
 -- are flags of main_moco.py for all runs. Each run is pretrained, and then its frozen features are classified by kNN
-and by logistic regression; so are those of a random network. FOLDER gets results.jsonl (a line
-for each run and seed), table.md and study.png. If the study was interrupted, the same command continues it.
+and by logistic regression; so are those of a random network. FOLDER gets results.jsonl (a line for each run and seed),
+table.md and study.png. If the study was interrupted, the same command continues it.
 """
 
 import sys
@@ -55,6 +55,7 @@ class StudyParser(Parser):
 
 
 def build_parser():
+    """The parser of the study's own flags; those after -- are not for it."""
     parser = StudyParser(__doc__, __spec__.name, "/path/to/imagenet --out study --preset paper -- -a resnet18")
     add, some = parser.add_argument, number(int, 1)
     add("dir", metavar="DIR", help="images for the pretraining, as main_moco.py takes them")

@@ -30,6 +30,7 @@ from moco.views.augment_on_device import BOX, Layout
 from moco.views.normalize import to_pixels
 
 GAP, MARGIN = 4, 16  # pixels between views, and around the sides
+LABEL = 110  # width of the column with the names of the rows
 INK, PAPER, FRAME = (20, 20, 20), (255, 255, 255), (255, 230, 0)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tiff", ".bmp", ".pdf")
 COPIES = 16  # of a view, as uint8: its floats on the device, their results, and the picture
@@ -146,16 +147,15 @@ def side(views, places):
 def page(rows, heading):
     """Puts the strips on one sheet under a heading, a list of lines; returns a PIL image."""
     font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
-    label = 110  # width of the column with the names of the rows
     source, target = (max(row[i].width for row in rows) for i in (1, 2))
-    width = max(label + source + target + 4 * MARGIN, 640)
+    width = max(LABEL + source + target + 4 * MARGIN, 640)
     words = [line for part in heading for line in textwrap.wrap(part, width // 8)]
     top = MARGIN + 20 * len(words) + 40
     sheet = Image.new("RGB", (width, top + sum(row[1].height + 2 * GAP for row in rows) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(words):
         draw.text((MARGIN, MARGIN + 20 * i), line, INK, small)
-    left, right = MARGIN + label, MARGIN + label + source + 2 * MARGIN
+    left, right = MARGIN + LABEL, MARGIN + LABEL + source + 2 * MARGIN
     draw.text((left, top - 28), "source", INK, font)
     draw.text((right, top - 28), "target", INK, font)
     y = top

@@ -43,7 +43,7 @@ def test_small_views_of_the_target_stand_on_its_side(imagenet, tmp_path, call):
     folder = ImageFolder(imagenet / "train")
     dataset = RandomViews(folder, multicrop_plan(baseline_plan(32), 12, side="target").views, seed=5)
     source, *target = dataset[next(iter(EpochBatchSampler(96, 96, seed=5)))[0]][0]
-    middle = 2 * view_gallery.MARGIN + 110 + 32  # after the names of the rows and the source's one view
+    middle = 2 * view_gallery.MARGIN + view_gallery.LABEL + 32  # behind the source's one view
     assert len(target) == 7 and contains(page[:, :middle], source.permute(1, 2, 0).numpy())
     for view in target:
         assert contains(page[:, middle:], view.permute(1, 2, 0).numpy())
